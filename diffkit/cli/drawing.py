@@ -1,0 +1,104 @@
+"""Drawing samples as the command line asks for them: shared by ``generate`` and ``evaluate``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from diffkit.cli.options import node, pairs
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffkit.model import Model, Settings
+    from diffkit.samples import Samples
+
+__all__ = ["draw", "open_model", "read_settings"]
+
+
+def open_model(given: argparse.Namespace) -> "Model":
+    """The model that was asked for, of the modality that was asked for, on its device."""
+    from diffkit import checkpoint
+    from diffkit.modality import find_modality
+
+    find_modality(given.modality.split("/")[0])  # a wrong name is named before a missing model is
+    model = checkpoint.load(given.model or given.modality, _device(given.device))
+    name = model.recipe["modality"]["name"]
+    if name != given.modality.split("/")[0]:
+        raise ValueError(f"got model '{given.model}', which makes data of kind {name}; expected {given.modality}")
+    return model
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"got device '{name}', which is not available here; expected cpu, cuda or mps") from None
+    return device
+
+
+def read_settings(model: "Model", given: argparse.Namespace) -> "Settings":
+    """The settings that the flags say, over the model's own."""
+    from diffkit.modality import Request
+
+    negative = None
+    if given.negative is not None:
+        negative = Request(None, pairs([given.negative])) if "=" in given.negative else Request(given.negative)
+    return model.settings(
+        steps=given.steps,
+        sampler=node(given.sampler) if given.sampler else None,
+        grid=node(given.grid) if given.grid else None,
+        guidance=given.guidance,
+        interval=tuple(given.interval),
+        request=Request(getattr(given, "prompt", None), pairs(given.condition)),
+        negative=negative,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        precision=given.precision,
+    )
+
+
+def draw(
+    model: "Model", settings: "Settings", given: argparse.Namespace, *, valid_only: bool = False, record: bool = False
+) -> tuple["Samples", bool]:
+    """The samples, and whether they are all there: Ctrl-C keeps the batches that are done."""
+    from diffkit.samples import Samples
+
+    samples = Samples(model.modality, settings=settings)
+    with _progress(given, settings.steps) as progress:
+        try:
+            for part in model.stream(given.count, settings, valid_only=valid_only, record=record, progress=progress):
+                samples = samples + part
+        except KeyboardInterrupt:
+            if not len(samples):
+                raise
+            return samples, False
+    return samples, True
+
+
+@contextmanager
+def _progress(given: argparse.Namespace, steps: int) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]] | None]:
+    """A progress bar over the steps of all batches, on stderr, where a person is looking."""
+    if given.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    batches = -(-given.count // given.batch_size)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sampling", total=batches * steps)
+
+        def watch(items: Iterable[Any]) -> Iterator[Any]:
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield watch

@@ -1,0 +1,62 @@
+"""Flags that mean the same in every command, and how their text is read."""
+
+import argparse
+from typing import Any
+
+__all__ = ["add_sampling", "node", "pairs", "positive"]
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got '{text}'; expected a whole number, 1 or more")
+    return number
+
+
+def node(text: str) -> dict[str, Any]:
+    """A component by name, with options after a colon: ``ddim`` or ``ddim:eta=0.5,categorical_eta=0``."""
+    name, _, rest = text.partition(":")
+    options = dict(_pair(part) for part in rest.split(",") if part)
+    return {"name": name} | {key: float(value) for key, value in options.items()}
+
+
+def pairs(texts: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE, any number of times."""
+    return dict(_pair(text) for text in texts or [])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name or not value:
+        raise ValueError(f"got '{text}'; expected NAME=VALUE")
+    return name.strip(), value.strip()
+
+
+def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
+    """The flags of drawing samples."""
+    flag = command.add_argument
+    flag("-n", "--count", type=positive, default=count, metavar="N", help=f"how many samples (default {count})")
+    flag("--model", metavar="NAME", help="a shipped model or a run folder (default: the modality's own)")
+    flag("--steps", type=positive, metavar="N", help="steps of the sampler (default: the model's own)")
+    flag("--sampler", type=str, metavar="NAME", help="see `diffkit list`; options after a colon: ddim:eta=0.5")
+    flag("--grid", type=str, metavar="NAME", help="the time grid: power:power=2, log_snr, karras")
+    flag("--guidance", type=float, default=1.0, metavar="S", help="u + S (c - u); 1 is none (default 1)")
+    flag(
+        "--interval",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="times within which guidance acts; 0 is data, 1 noise",
+    )
+    flag("--condition", action="append", metavar="NAME=VALUE", help="ask for a value; may be given several times")
+    flag("--negative", metavar="TEXT", help="steer away from a prompt, or from NAME=VALUE")
+    flag("--seed", type=int, default=0, metavar="N", help="equal seeds give equal samples (default 0)")
+    flag("--batch-size", type=positive, default=256, metavar="N", help="samples per network call (default 256)")
+    flag("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
+    flag("--precision", choices=("32", "bf16"), default="32", help="of the network's matrix products (default 32)")
+    flag("--quiet", action="store_true", help="print nothing but errors")

@@ -1,0 +1,97 @@
+"""Batches from examples, and an order of the data that can be taken up again anywhere.
+
+The order is a function of (seed, step): the items of global step k are the same on any number of ranks, and
+a run resumed at step k sees what the unbroken run would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from diffkit.condition import Condition
+from diffkit.modality import Batch, Dataset, Example
+
+__all__ = ["Numbered", "StepSampler", "collate", "pad"]
+
+
+def pad(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack, each tensor at the start of a zero tensor of the largest size along every axis."""
+    size = tuple(max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True))
+    if all(t.shape == size for t in tensors):
+        return torch.stack(list(tensors))
+    stacked = tensors[0].new_zeros((len(tensors), *size))
+    for row, tensor in zip(stacked, tensors, strict=True):
+        row[tuple(slice(n) for n in tensor.shape)] = tensor
+    return stacked
+
+
+def collate(items: Sequence[tuple[int, Example]]) -> Batch:
+    """Numbered examples, padded to the largest, as one batch. A condition that is NaN is not present."""
+    examples = [example for _, example in items]
+    values = {k: torch.stack([e.condition[k] for e in examples]) for k in examples[0].condition}
+    present = {k: ~torch.isnan(v).flatten(1).any(1) if v.ndim > 1 else ~torch.isnan(v) for k, v in values.items()}
+    return Batch(
+        x={k: pad([e.x[k] for e in examples]) for k in examples[0].x},
+        mask={k: pad([e.mask[k] for e in examples]) for k in examples[0].mask},
+        condition=Condition({k: torch.nan_to_num(v) for k, v in values.items()}, present),
+        index=torch.tensor([number for number, _ in items]),
+    )
+
+
+@dataclass(frozen=True)
+class Numbered(TorchDataset[tuple[int, Example]]):
+    """The examples of a dataset, each with its number."""
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Example]:
+        return index, self.dataset[index]
+
+
+@dataclass(frozen=True)
+class StepSampler(Sampler[list[int]]):
+    """Batches of item numbers for steps ``start`` to ``stop``, reshuffled at each pass over the data.
+
+    Args:
+        length: items in the dataset.
+        batch_size: items of one step on all ranks together.
+        seed: of the order.
+        start, stop: the first step, and the one after the last.
+        rank, world_size: this process takes items rank, rank + world_size, ... of every batch.
+    """
+
+    length: int
+    batch_size: int
+    seed: int
+    start: int
+    stop: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"got a batch size of {self.batch_size} for {self.world_size} devices; expected a multiple of the devices"
+            )
+
+    def __len__(self) -> int:
+        """Batches of the whole run: Lightning counts those before ``start`` as already seen."""
+        return self.stop
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.start, self.stop):
+            batch = []
+            for place in range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size):
+                if place // self.length != epoch:
+                    epoch = place // self.length
+                    order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
+                batch.append(int(order[place % self.length]))
+            yield batch

@@ -1,0 +1,142 @@
+"""What a data type brings: the adapter's contract, and how the core finds adapters.
+
+An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong). The core never imports one: it looks up the entry points
+of group ``diffkit.modalities``, so a stranger's package is found exactly as ours are.
+
+    [project.entry-points."diffkit.modalities"]
+    molecule = "diffkit_molecule:modality"
+
+The entry point names the class (or a function that makes the adapter from a recipe's options).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.condition import Condition
+from diffkit.inventory import entry_point
+from diffkit.noise import Noise
+from diffkit.product import Product
+from diffkit.typing import State
+
+__all__ = ["Batch", "Dataset", "Example", "Modality", "Request", "find_modality"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item: its leaves and masks without a batch dimension, and its conditions as tensors (scalars are 0-d).
+
+    A condition that the item does not have is NaN.
+    """
+
+    x: Mapping[str, Tensor]
+    mask: Mapping[str, Tensor] = field(default_factory=dict)
+    condition: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B items: leaves (B, ...), masks that broadcast over them, conditions, and the number of each item.
+
+    In a batch to be generated, ``x`` holds zeros that give the leaves their shapes.
+    """
+
+    x: Mapping[str, Tensor]
+    mask: Mapping[str, Tensor]
+    condition: Condition
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on ``device``."""
+        return replace(
+            self,
+            x={k: v.to(device) for k, v in self.x.items()},
+            mask={k: v.to(device) for k, v in self.mask.items()},
+            condition=self.condition.map(lambda v: v.to(device)),
+            index=self.index.to(device),
+        )
+
+
+class Dataset(Protocol):
+    """A map-style dataset of examples.
+
+    ``statistics`` are plain numbers and lists measured on the training split (marginals, sizes, scales); they go into the
+    recipe, hence into the checkpoint, and the adapter is rebuilt from them.
+    """
+
+    @property
+    def statistics(self) -> Mapping[str, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for, in the words of the command line: a prompt, or named values, as text."""
+
+    prompt: str | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+class Modality(ABC):
+    """The adapter of a data type. Subclasses are frozen dataclasses; their fields are a recipe's ``modality`` node."""
+
+    @abstractmethod
+    def dataset(self, split: str, **options: Any) -> Dataset:
+        """The examples of ``split`` ("train", "valid" or "test"); options are a recipe's ``data`` node."""
+
+    @abstractmethod
+    def encode(self, record: Any) -> Example:
+        """A native object as tensors.
+
+        Raises:
+            ValueError: if it cannot be represented, with the reason.
+        """
+
+    @abstractmethod
+    def decode(self, x: State, mask: State) -> list[Any]:
+        """Native objects from a batch of leaves; what is not valid comes back as it is, unrepaired."""
+
+    def valid(self, record: Any) -> bool:
+        """Whether a decoded object is what it should be; all are, unless an adapter knows better."""
+        return record is not None
+
+    @abstractmethod
+    def layout(self, count: int, noise: Noise, request: Request) -> Batch:
+        """The shapes, masks and conditions of ``count`` samples to be generated.
+
+        Raises:
+            ValueError: for a request that the model cannot serve.
+        """
+
+    @abstractmethod
+    def process(self, **options: Any) -> Product:
+        """The process of every leaf; options are a recipe's ``process`` node."""
+
+    @abstractmethod
+    def network(self, **options: Any) -> nn.Module:
+        """The network; options are a recipe's ``network`` node."""
+
+    @abstractmethod
+    def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Any]:
+        """Figures of merit of native objects, each beside what held-out data scores."""
+
+    @abstractmethod
+    def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:
+        """Write native files and ``preview.png`` into ``folder``; returns counts for ``run.json``."""
+
+
+def find_modality(name: str) -> Any:
+    """The adapter class of an installed modality.
+
+    Raises:
+        ValueError: for a name that is not installed, with those that are and the nearest.
+    """
+    return entry_point(name).load()

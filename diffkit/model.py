@@ -1,0 +1,269 @@
+"""A model: an adapter, its network and its process, put together from a recipe, ready to draw samples.
+
+A *recipe* here is the resolved mapping (plain numbers, strings, lists) that `diffkit.recipe` composes and a checkpoint
+keeps. Training and generation build their parts with the same `Model.of`, so they cannot drift apart.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffkit import registry
+from diffkit.denoiser import Denoise, Denoiser, log_snr_code
+from diffkit.guidance import ClassifierFree
+from diffkit.modality import Batch, Modality, Request, find_modality
+from diffkit.naming import nearest
+from diffkit.noise import Noise
+from diffkit.sample import Step, sample
+from diffkit.samples import Samples
+
+__all__ = ["Model", "Settings"]
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+Node = str | Mapping[str, Any]
+
+TIME_CODES = {"t": None, "log_snr": log_snr_code}
+PATIENCE = 20
+"""Draws per sample asked for before giving up on valid ones."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are drawn. Equal settings give equal samples, whatever ``batch_size`` and ``precision`` allow for rounding.
+
+    Args:
+        steps: of the time grid, at least 1.
+        sampler, grid: registry names, or nodes with options.
+        guidance: scale s of u + s (c - u); 1 is none.
+        interval: times within which guidance acts.
+        request: what is asked for.
+        negative: what to steer away from.
+        seed: any integer.
+        batch_size: samples per network call.
+        precision: "32" or "bf16" (matrix products in bfloat16).
+    """
+
+    steps: int
+    sampler: Node
+    grid: Node
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    request: Request = Request()
+    negative: Request | None = None
+    seed: int = 0
+    batch_size: int = 256
+    precision: str = "32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"got a batch size of {self.batch_size}; expected at least 1")
+        if self.precision not in ("32", "bf16"):
+            raise ValueError(f"got precision '{self.precision}'; expected 32 or bf16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with all that it needs.
+
+    Args:
+        recipe: the resolved recipe it was built from.
+        modality: the adapter.
+        network: its weights are float32.
+        denoiser: ``network`` with its process.
+    """
+
+    recipe: Mapping[str, Any]
+    modality: Modality
+    network: nn.Module
+    denoiser: Denoiser
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> "Model":
+        """The model that a resolved recipe describes, with fresh weights.
+
+        Raises:
+            ValueError: for a name or an option that does not exist.
+        """
+        fields = dict(recipe["modality"])
+        modality: Modality = find_modality(fields.pop("name"))(**fields)
+        network = modality.network(**recipe.get("network", {}))
+        process = modality.process(**recipe.get("process", {}))
+        view = recipe.get("denoiser", {})
+        code = view.get("time_code", "t")
+        if code not in TIME_CODES:
+            raise ValueError(
+                f"got time_code '{code}'; expected one of {', '.join(TIME_CODES)}{nearest(code, TIME_CODES)}"
+            )
+        denoiser = Denoiser(network, process, time_code=TIME_CODES[code], input_scale=view.get("input_scale"))
+        return cls(recipe, modality, network, denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def settings(self, **given: Any) -> Settings:
+        """The recipe's ``sampling`` node, overridden by what is ``given`` and not None."""
+        fields = {**self.recipe["sampling"], **{k: v for k, v in given.items() if v is not None}}
+        return Settings(**fields)
+
+    def generate(
+        self,
+        count: int,
+        *,
+        prompt: str | None = None,
+        condition: Mapping[str, str | float] | None = None,
+        negative: str | Mapping[str, str | float] | None = None,
+        steps: int | None = None,
+        sampler: Node | None = None,
+        grid: Node | None = None,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+        seed: int = 0,
+        batch_size: int = 256,
+        precision: str = "32",
+        valid_only: bool = False,
+        record: bool = False,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Draw ``count`` samples.
+
+        Args:
+            prompt: what is asked for in words, for a modality that takes them.
+            condition: named values asked for.
+            negative: what to steer away from, a prompt or named values; needs guidance.
+            steps, sampler, grid: the recipe's own where None; names, or nodes such as ``{"name": "ddim", "eta": 1}``.
+            guidance: scale s of u + s (c - u), at or above 0; 1 is none.
+            interval: (low, high) times within which guidance acts; 0 is data, 1 noise.
+            seed: equal seeds and settings give equal samples.
+            batch_size: samples per network call.
+            precision: "32" or "bf16".
+            valid_only: draw again until ``count`` of them are valid.
+            record: keep every step of every batch.
+            progress: wraps the iterable of steps, e.g. ``tqdm``.
+
+        Raises:
+            ValueError: for a count below 1, or settings that the model cannot serve.
+        """
+        settings = self.settings(
+            steps=steps,
+            sampler=sampler,
+            grid=grid,
+            guidance=guidance,
+            interval=interval,
+            request=Request(prompt, {k: str(v) for k, v in (condition or {}).items()}),
+            negative=_request(negative),
+            seed=seed,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        samples = Samples(self.modality, settings=settings)
+        for part in self.stream(count, settings, valid_only=valid_only, record=record, progress=progress):
+            samples = samples + part
+        return samples
+
+    def stream(
+        self,
+        count: int,
+        settings: Settings,
+        *,
+        valid_only: bool = False,
+        record: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Samples]:
+        """The samples batch by batch, so that what is done can be kept if the rest is not waited for."""
+        if count < 1:
+            raise ValueError(f"got a count of {count}; expected at least 1")
+        kept = drawn = 0
+        while kept < count:
+            size = min(settings.batch_size, count - kept)
+            part = self._batch(drawn, size, settings, record, progress)
+            drawn += size
+            part = part.valid() if valid_only else part
+            kept += len(part.records)
+            yield part
+            if drawn >= PATIENCE * count and kept < count:
+                raise ValueError(
+                    f"got {kept} valid samples out of {drawn}; expected {count}: this model rarely draws a valid one, "
+                    "so take more steps, other settings, or all samples"
+                )
+
+    def _batch(self, first: int, size: int, settings: Settings, record: bool, progress: Progress | None) -> Samples:
+        """Samples ``first`` to ``first + size``."""
+        noise = Noise.of(settings.seed, size, start=first)
+        layout = self.modality.layout(size, noise.fold("layout"), settings.request).to(self.device)
+        grid = registry.build("grid", settings.grid)
+        process = self.denoiser.process
+        began = time.perf_counter()
+        with _rows_counted(self.network) as rows, _evaluating(self.network), _precision(self.device, settings.precision):
+            result = sample(
+                self._guided(settings, layout),
+                {k: tuple(v.shape) for k, v in layout.x.items()},
+                sampler=registry.build("sampler", settings.sampler),
+                times=grid(settings.steps, process[next(iter(process))].schedule),
+                noise=replace(noise, index=layout.index),
+                condition=layout.condition,
+                mask=layout.mask,
+                record=record,
+                progress=progress or (lambda steps: steps),
+            )
+        return Samples(
+            self.modality,
+            settings=settings,
+            records=self.modality.decode(result.x, layout.mask),
+            numbers=list(range(first, first + size)),
+            drawn=size,
+            evaluations=sum(rows),
+            seconds=time.perf_counter() - began,
+            steps=[result.steps] if record else [],
+        )
+
+    def _guided(self, settings: Settings, layout: Batch) -> Denoise:
+        if settings.guidance == 1.0:
+            if settings.negative is not None:
+                raise ValueError("got something to steer away from at guidance 1; expected a guidance above 1, e.g. 3")
+            return self.denoiser
+        negative = None
+        if settings.negative is not None:
+            noise = Noise(settings.seed, layout.index[:1].cpu())
+            negative = self.modality.layout(1, noise, settings.negative).to(self.device).condition
+        return ClassifierFree(settings.guidance, negative, settings.interval)(self.denoiser)
+
+
+def _request(asked: str | Mapping[str, str | float] | None) -> Request | None:
+    if asked is None or isinstance(asked, str):
+        return None if asked is None else Request(asked)
+    return Request(None, {k: str(v) for k, v in asked.items()})
+
+
+@contextmanager
+def _rows_counted(network: nn.Module) -> Iterator[list[int]]:
+    """The batch size of every call of ``network`` in the meantime."""
+    rows: list[int] = []
+    hook = network.register_forward_pre_hook(lambda _, inputs: rows.append(len(next(iter(inputs[0].values())))))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """``network`` in evaluation mode, and afterwards as it was."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+@contextmanager
+def _precision(device: torch.device, precision: str) -> Iterator[None]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield

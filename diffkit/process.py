@@ -1,0 +1,283 @@
+r"""Processes: how a leaf turns into noise, and back.
+
+Both kinds share six verbs. ``prior`` draws pure noise, ``corrupt`` draws x_t from p(x_t | x_0), ``estimate``
+reads a network's output as a statement about x_0, ``bridge`` draws x_s from p(x_s | x_t, estimate) for s < t,
+``loss`` compares output and data, element by element, and ``project`` puts a tensor into the leaf's space
+with padding at exactly zero.
+
+**Gaussian.** x_t = alpha_t x_0 + sigma_t eps. The bridge is DDIM's family (Song et al. 2021,
+arXiv:2010.02502, eq. 12 and 16), for any schedule:
+
+    x_s = alpha_s x_0 + sqrt(sigma_s^2 - d^2) eps + d z
+    d   = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2)
+
+eta = 1 is the Markov posterior (DDPM), eta = 0 the deterministic step.
+
+**Categorical.** x_t keeps its class with probability alpha_t and is redrawn from pi otherwise:
+p(x_t | x_0) = alpha_t [x_t = x_0] + (1 - alpha_t) pi(x_t) (D3PM, Austin et al. 2021, arXiv:2107.03006; pi the
+marginal of the data: DiGress, Vignac et al. 2022, arXiv:2209.14734). One formula serves uniform, marginal
+and absorbing pi. With a = alpha_t / alpha_s, the Markov posterior (eta = 1) is
+
+    p(x_s | x_t, x_0) = (a [x_s = x_t] + (1 - a) pi(x_t)) (alpha_s [x_s = x_0] + (1 - alpha_s) pi(x_s)) / p(x_t | x_0)
+
+and the step that changes least (eta = 0; the multinomial DDIM of Song et al., appendix A) jumps to x_0 with
+probability 1 - (1 - alpha_s) / (1 - alpha_t) and stays otherwise. Both carry p(x_t | x_0) to p(x_s | x_0), so
+every mixture of them does. The bridge averages over the estimate's p(x_0 | x_t) in closed form.
+
+A new kind of process is a frozen dataclass with these verbs.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffkit.estimate import CategoricalEstimate, Estimate, GaussianEstimate
+from diffkit.noise import Noise
+from diffkit.prediction import Prediction, VPrediction, solve
+from diffkit.schedule import RectifiedFlow, Schedule
+from diffkit.space import Euclidean, Space
+from diffkit.typing import expand, masked
+
+__all__ = ["Categorical", "Gaussian", "Process"]
+
+
+class Process(Protocol):
+    """The verbs of one leaf. ``x`` has the leaf's shape, ``t`` any shape that `diffkit.typing.expand` takes."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """alpha and sigma of the leaf."""
+        ...
+
+    def prior(self, shape: tuple[int, ...], noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
+        """Pure noise of ``shape`` (B, ...)."""
+        ...
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
+        """A draw from p(x_t | x_0)."""
+        ...
+
+    def estimate(self, output: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Estimate:
+        """What the network's output says of x_0."""
+        ...
+
+    def bridge(
+        self,
+        x_t: Tensor,
+        estimate: Estimate,
+        t: Tensor,
+        s: Tensor,
+        noise: Noise,
+        leaf: str,
+        mask: Tensor | None = None,
+        eta: float = 1.0,
+    ) -> Tensor:
+        """A draw of x_s, s < t, given x_t and what is known of x_0; ``eta`` in [0, 1] is the stochasticity."""
+        ...
+
+    def loss(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss of every element of the leaf, unreduced and unweighted, zero in the padding."""
+        ...
+
+    def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` in the leaf's space, padding at exactly zero."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A real-valued leaf. See the module's text for the mathematics.
+
+    Args:
+        schedule: alpha and sigma.
+        space: where the leaf lives.
+        prediction: what the network's output means.
+    """
+
+    schedule: Schedule = RectifiedFlow()
+    space: Space = Euclidean()
+    prediction: Prediction = VPrediction()
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at ``t``, computed in float64, in the precision of ``like`` and broadcast over it."""
+        alpha, sigma = self.schedule(expand(t, like).to(torch.float64))
+        return (alpha, sigma) if alpha.ndim == 0 else (alpha.to(like.dtype), sigma.to(like.dtype))
+
+    def prior(self, shape: tuple[int, ...], noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
+        z = self.space.normal(noise, leaf, shape, mask)
+        _, sigma = self.schedule(torch.ones((), dtype=torch.float64))
+        return sigma * z
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
+        alpha, sigma = self.coefficients(t, x0)
+        return alpha * x0 + sigma * self.space.normal(noise, leaf, tuple(x0.shape), mask, x0.dtype)
+
+    def estimate(self, output: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> GaussianEstimate:
+        alpha, sigma = self.coefficients(t, x_t)
+        x0, eps = solve(self.prediction, output.to(x_t.dtype), x_t, alpha, sigma)
+        return GaussianEstimate(self.project(x0, mask), self.project(eps, mask))
+
+    def bridge(
+        self,
+        x_t: Tensor,
+        estimate: Estimate,
+        t: Tensor,
+        s: Tensor,
+        noise: Noise,
+        leaf: str,
+        mask: Tensor | None = None,
+        eta: float = 1.0,
+    ) -> Tensor:
+        assert isinstance(estimate, GaussianEstimate)
+        alpha_t, sigma_t = self.coefficients(t, x_t)
+        alpha_s, sigma_s = self.coefficients(s, x_t)
+        if eta == 0.0:
+            return alpha_s * estimate.x0 + sigma_s * estimate.eps
+        keep = alpha_t * sigma_s / (alpha_s * sigma_t)
+        fresh = eta * sigma_s * torch.sqrt((1 - keep**2).clamp(min=0))
+        z = self.space.normal(noise, leaf, tuple(x_t.shape), mask, x_t.dtype)
+        old = torch.sqrt((sigma_s**2 - fresh**2).clamp(min=0))
+        return alpha_s * estimate.x0 + old * estimate.eps + fresh * z
+
+    def loss(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Squared error of the prediction. Its target follows from x_0 and x_t by the prediction's row."""
+        alpha, sigma = self.coefficients(t, x0)
+        a, b = self.prediction.row(alpha, sigma)
+        eps = (x_t - alpha * x0) / sigma
+        return masked((output - (a * x0 + b * eps)) ** 2, mask)
+
+    def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.space.project(x, mask)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A leaf of classes, int64. See the module's text for the mathematics.
+
+    Args:
+        probabilities: pi over the K classes of the data, at least 0 and summing to 1. Uniform or the data's
+            marginal; ignored where ``absorbing``.
+        schedule: its alpha(t) is the probability that an element still has its class.
+        absorbing: noise is an extra class K, "unknown" (masked diffusion).
+        symmetric: the leaf is (B, N, N) and equals its transpose, as the bonds of a molecule do.
+    """
+
+    probabilities: tuple[float, ...]
+    schedule: Schedule = RectifiedFlow()
+    absorbing: bool = False
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.probabilities) < 2 or min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-4:
+            raise ValueError(
+                f"got probabilities {self.probabilities}; expected at least two numbers, none negative, summing to 1"
+            )
+
+    @classmethod
+    def uniform(cls, classes: int, **options: object) -> "Categorical":
+        """Noise is uniform over ``classes``."""
+        return cls((1 / classes,) * classes, **options)  # type: ignore[arg-type]
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes of the data."""
+        return len(self.probabilities)
+
+    @property
+    def tokens(self) -> int:
+        """How many values a noisy element can take: K, and one more where noise absorbs."""
+        return self.classes + self.absorbing
+
+    def prior(self, shape: tuple[int, ...], noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
+        pi = self._pi(noise.index.device).expand(*shape, self.tokens)
+        return self._draw(pi, noise, leaf, mask)
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
+        alpha, _ = self.schedule(expand(t, x0).to(torch.float64))
+        kept = self._uniform(noise, leaf + "/keep", x0) < alpha
+        fresh = self.prior(tuple(x0.shape), noise, leaf, mask)
+        return masked(torch.where(kept, x0, fresh), mask)
+
+    def estimate(self, output: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> CategoricalEstimate:
+        logits = output.float()
+        if self.absorbing:  # an element that is not absorbed still has its class
+            known = F.one_hot(x_t.clamp(max=self.classes - 1), self.classes).to(logits.dtype)
+            logits = torch.where((x_t == self.classes).unsqueeze(-1), logits, torch.log(known))
+        if mask is not None:
+            nothing = torch.log(F.one_hot(torch.zeros_like(x_t), self.classes).to(logits.dtype))
+            logits = torch.where(mask.unsqueeze(-1), logits, nothing)
+        return CategoricalEstimate(logits.log_softmax(-1))
+
+    def bridge(
+        self,
+        x_t: Tensor,
+        estimate: Estimate,
+        t: Tensor,
+        s: Tensor,
+        noise: Noise,
+        leaf: str,
+        mask: Tensor | None = None,
+        eta: float = 1.0,
+    ) -> Tensor:
+        assert isinstance(estimate, CategoricalEstimate)
+        return self._draw(self.bridge_probabilities(x_t, estimate, t, s, eta), noise, leaf, mask)
+
+    def bridge_probabilities(
+        self, x_t: Tensor, estimate: CategoricalEstimate, t: Tensor, s: Tensor, eta: float = 1.0
+    ) -> Tensor:
+        """p(x_s | x_t) over the tokens, (*leaf, tokens) float64, with x_0 averaged over the estimate."""
+        p0 = F.pad(estimate.logits.to(torch.float64).exp(), (0, self.tokens - self.classes))
+        here = F.one_hot(x_t, self.tokens).to(p0.dtype)
+        pi = self._pi(x_t.device)
+        alpha_t, alpha_s = (self.schedule(expand(u, x_t).to(torch.float64))[0].unsqueeze(-1) for u in (t, s))
+        p = torch.zeros_like(p0)
+        if eta > 0.0:
+            p = p + eta * self._posterior(p0, here, pi, alpha_t, alpha_s)
+        if eta < 1.0:
+            stay = ((1 - alpha_s) / (1 - alpha_t)).clamp(0, 1)
+            p = p + (1 - eta) * (stay * here + (1 - stay) * p0)
+        return p
+
+    @staticmethod
+    def _posterior(p0: Tensor, here: Tensor, pi: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """The Markov posterior, summed over x_0: the sum acts on w = p(x_0 | x_t) / p(x_t | x_0) alone."""
+        pi_here = (here * pi).sum(-1, keepdim=True)
+        evidence = alpha_t * here + (1 - alpha_t) * pi_here
+        w = torch.where(evidence > 0, p0 / evidence, 0.0)  # an x_0 that cannot lead to x_t has no say
+        a = alpha_t / alpha_s
+        return (a * here + (1 - a) * pi_here) * (alpha_s * w + (1 - alpha_s) * pi * w.sum(-1, keepdim=True))
+
+    def loss(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the clean class; where noise absorbs, only of what it has absorbed."""
+        loss = F.cross_entropy(output.movedim(-1, 1).float(), x0, reduction="none")
+        if self.absorbing:
+            loss = masked(loss, x_t == self.classes)
+        return masked(loss, mask)
+
+    def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return masked(self._mirror(x), mask)
+
+    def _pi(self, device: torch.device) -> Tensor:
+        if self.absorbing:
+            return F.one_hot(torch.tensor(self.classes, device=device), self.tokens).to(torch.float64)
+        return torch.tensor(self.probabilities, dtype=torch.float64, device=device)
+
+    def _uniform(self, noise: Noise, leaf: str, like: Tensor) -> Tensor:
+        return self._mirror(noise.uniform(leaf, tuple(like.shape[1:])))
+
+    def _mirror(self, x: Tensor) -> Tensor:
+        """The upper triangle on both sides of a zero diagonal, where the leaf is symmetric."""
+        if not self.symmetric:
+            return x
+        upper = torch.triu(x, diagonal=1)
+        return upper + upper.transpose(1, 2)
+
+    def _draw(self, p: Tensor, noise: Noise, leaf: str, mask: Tensor | None) -> Tensor:
+        """One class for each element of ``p`` (*leaf, tokens) by the inverse of its cumulative sum."""
+        cumulative = p.cumsum(-1)
+        u = self._uniform(noise, leaf, p[..., 0]).unsqueeze(-1) * cumulative[..., -1:]
+        drawn = (u > cumulative[..., :-1]).sum(-1)
+        return self.project(drawn, mask)

@@ -1,0 +1,84 @@
+"""Names for the objects of the core: the one place where a string turns into a class.
+
+A recipe, the command line and a checkpoint name a component as ``{"name": "ddim", "eta": 0.5}``; ``build`` makes it,
+once, at the edge. A recipe cannot name anything that is not listed here, so one from a stranger runs no code. The
+table holds places, not classes, so that listing it imports nothing.
+
+To add a component, write it and put one line here; the conformance tests and ``diffkit list`` then find it.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from importlib import import_module
+from typing import Any
+
+from diffkit.naming import nearest
+
+__all__ = ["REGISTRY", "build", "lookup", "names"]
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "schedule": {
+        "vp_linear": "diffkit.schedule:VPLinear",
+        "vp_table": "diffkit.schedule:VPTable.linear",
+        "vp_scaled_linear": "diffkit.schedule:VPTable.scaled_linear",
+        "cosine": "diffkit.schedule:Cosine",
+        "ve": "diffkit.schedule:VEKarras",
+        "flow": "diffkit.schedule:RectifiedFlow",
+    },
+    "prediction": {
+        "x0": "diffkit.prediction:X0",
+        "eps": "diffkit.prediction:Eps",
+        "v": "diffkit.prediction:VPrediction",
+        "velocity": "diffkit.prediction:Velocity",
+        "score": "diffkit.prediction:Score",
+        "edm": "diffkit.prediction:EDM",
+    },
+    "space": {"euclidean": "diffkit.space:Euclidean", "zero_com": "diffkit.space:ZeroCentreOfMass"},
+    "process": {"gaussian": "diffkit.process:Gaussian", "categorical": "diffkit.process:Categorical"},
+    "sampler": {
+        "ancestral": "diffkit.samplers.ddim:Ancestral",
+        "ddim": "diffkit.samplers.ddim:DDIM",
+        "euler": "diffkit.samplers.ddim:Euler",
+        "heun": "diffkit.samplers.heun:Heun",
+        "dpmpp_2m": "diffkit.samplers.dpm:DPMpp2M",
+    },
+    "grid": {"power": "diffkit.grid:Power", "log_snr": "diffkit.grid:LogSNR", "karras": "diffkit.grid:Karras"},
+    "guidance": {"cfg": "diffkit.guidance:ClassifierFree"},
+    "times": {"uniform": "diffkit.times:Uniform", "logit_normal": "diffkit.times:LogitNormal"},
+}
+
+
+def names(kind: str) -> list[str]:
+    """What there is of a kind."""
+    return list(REGISTRY[kind])
+
+
+def lookup(kind: str, name: str) -> Callable[..., Any]:
+    """The class, or the function that makes one, behind a name.
+
+    Raises:
+        ValueError: for a name that is not there, with those that are and the nearest.
+    """
+    known = names(kind)
+    if name not in known:
+        raise ValueError(f"got {kind} '{name}'; expected one of {', '.join(known)}{nearest(name, known)}")
+    module, path = REGISTRY[kind][name].split(":")
+    found: Callable[..., Any] = reduce(getattr, path.split("."), import_module(module))
+    return found
+
+
+def build(kind: str, node: str | Mapping[str, Any]) -> Any:
+    """Make a component from its name or from ``{"name": ..., option: value}``.
+
+    Raises:
+        ValueError: for an unknown name or option.
+    """
+    options = {"name": node} if isinstance(node, str) else dict(node)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"got {kind} {dict(options)}; expected a name, or a mapping with one and options")
+    factory = lookup(kind, name)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(f"got {kind} '{name}' with {options}: {error}") from None

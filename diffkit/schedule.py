@@ -1,0 +1,192 @@
+r"""Noise schedules: the two numbers alpha(t), sigma(t) of x_t = alpha x_0 + sigma eps.
+
+Time runs from t = 0 (data: alpha = 1, sigma = 0) to t = 1 (noise). Everything else follows from the pair
+(Kingma et al. 2021, "Variational diffusion models", arXiv:2107.00630):
+
+    log_snr(t) = 2 log(alpha / sigma)      falls strictly
+    time(log_snr)                          its inverse, in closed form or by bisection
+
+Two schedules with equal log-SNR differ by a rescaling of x_t alone, which is how a model trained under one is
+sampled under another. An ODE solver needs a coordinate in which to take straight steps: dividing x_t by a
+scale gives either x_0 + r eps with the noise-to-signal ratio r = sigma/alpha (Karras et al. 2022, EDM,
+arXiv:2206.00364, eq. 4), or (1 - u) x_0 + u eps with u = sigma/(alpha + sigma), the straight line of rectified
+flow (Liu et al. 2022, arXiv:2209.03003). The first is singular where alpha = 0, so a schedule that
+ends in pure noise names the second.
+
+A new schedule is a frozen dataclass with ``__call__`` and, where one exists, a closed-form ``time``; register
+it in ``diffkit/registry.py``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cosine", "RectifiedFlow", "Schedule", "VEKarras", "VPLinear", "VPTable"]
+
+Coordinate = Literal["ratio", "flow"]
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A noise schedule. Arguments and results are tensors of any one shape; t in [0, 1]."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at time ``t``."""
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """The coordinate of ODE solvers; see the module's text."""
+        return "ratio"
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """2 log(alpha/sigma): +inf at t = 0, and -inf at t = 1 where the schedule ends in pure noise."""
+        alpha, sigma = self(t)
+        return 2 * (torch.log(alpha) - torch.log(sigma))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The t in [0, 1] at which the log-SNR is ``log_snr``, by bisection to float64 resolution.
+
+        Values outside the schedule's range give the nearest end.
+        """
+        target = log_snr.to(torch.float64)
+        low, high = torch.zeros_like(target), torch.ones_like(target)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self.log_snr(middle) > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return high.to(log_snr.dtype)
+
+
+@dataclass(frozen=True)
+class VPLinear(Schedule):
+    """Variance preserving with beta(t) linear (Song et al. 2021, arXiv:2011.13456, appendix C).
+
+    log alpha = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2 and alpha^2 + sigma^2 = 1.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha = -0.5 * t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+        return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        # -2 log alpha = softplus(-log_snr) is a quadratic in t; this form of its root does not cancel.
+        twice = torch.nn.functional.softplus(-log_snr.to(torch.float64))
+        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * twice)
+        return (2 * twice / (self.beta_min + root)).clamp(0, 1).to(log_snr.dtype)
+
+
+@dataclass(frozen=True)
+class VPTable(Schedule):
+    """Variance preserving from a table of betas, as DDPM and most released models have it.
+
+    Step k of T (counted from 0) is t = (k + 1) / T, where alpha^2 = prod_{j <= k} (1 - beta_j); log alpha is
+    linear between the steps, that is, beta is constant there.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.betas or not all(0 < b < 1 for b in self.betas):
+            raise ValueError(f"got {len(self.betas)} betas; expected at least one, each strictly between 0 and 1")
+
+    @classmethod
+    def linear(cls, steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> "VPTable":
+        """The betas of DDPM (Ho et al. 2020, arXiv:2006.11239, section 4)."""
+        return cls(tuple(torch.linspace(start, end, steps, dtype=torch.float64).tolist()))
+
+    @classmethod
+    def scaled_linear(cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> "VPTable":
+        """Square roots of beta evenly spaced: latent diffusion (Rombach et al. 2022, arXiv:2112.10752)."""
+        return cls(tuple(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square().tolist()))
+
+    @cached_property
+    def _log_alpha(self) -> Tensor:
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        return torch.cat([betas.new_zeros(1), 0.5 * torch.log1p(-betas).cumsum(0)])
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._log_alpha.to(t.device)
+        place = t.to(torch.float64).clamp(0, 1) * len(self.betas)
+        step = place.floor().clamp(max=len(self.betas) - 1).to(torch.int64)
+        log_alpha = torch.lerp(table[step], table[step + 1], place - step)
+        alpha, sigma = torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+        return alpha.to(t.dtype), sigma.to(t.dtype)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """alpha^2 proportional to cos^2((t + s) / (1 + s) pi / 2), ending in pure noise (Nichol & Dhariwal 2021, eq. 17)."""
+
+    s: float = 0.008
+
+    @property
+    def coordinate(self) -> Coordinate:
+        return "flow"
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # sin(pi/2 (1 - t)/(1 + s)) is the cosine above without its cancellation near t = 1.
+        half = 0.5 * math.pi / (1 + self.s)
+        start = math.sin(half)
+        alpha = torch.sin(half * (1 - t)) / start
+        # 1 - alpha^2 = sin(half t) sin(half (2 - t)) / start^2, likewise exact near t = 0.
+        sigma = torch.sqrt(torch.sin(half * t) * torch.sin(half * (2 - t))) / start
+        return alpha, sigma
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        half = 0.5 * math.pi / (1 + self.s)
+        alpha = torch.sqrt(torch.sigmoid(log_snr.to(torch.float64)))
+        return (1 - torch.asin(alpha * math.sin(half)) / half).clamp(0, 1).to(log_snr.dtype)
+
+
+@dataclass(frozen=True)
+class VEKarras(Schedule):
+    """Variance exploding in the spacing of EDM: alpha = 1, sigma = sigma_max t^rho.
+
+    Evenly spaced times are the time steps of Karras et al. (2022, eq. 5) with sigma_min = 0, so that t = 0 is
+    the data itself.
+    """
+
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.sigma_max * t**self.rho
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (torch.exp(-0.5 * log_snr) / self.sigma_max).pow(1 / self.rho).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """The straight line x_t = (1 - u) x_0 + u eps at u = shift t / (1 + (shift - 1) t).
+
+    ``shift`` > 1 spends more of the time at high noise (Esser et al. 2024, SD3, arXiv:2403.03206, eq. 23).
+    """
+
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ValueError(f"got shift {self.shift}; expected a number above 0 (1 is no shift)")
+
+    @property
+    def coordinate(self) -> Coordinate:
+        return "flow"
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        bottom = 1 + (self.shift - 1) * t
+        return (1 - t) / bottom, self.shift * t / bottom
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        ratio = torch.exp(-0.5 * log_snr)
+        odds = torch.where(torch.isinf(ratio), 1.0, ratio / (ratio + self.shift))
+        return odds.to(log_snr.dtype)

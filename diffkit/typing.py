@@ -1,0 +1,51 @@
+"""The types that every floor shares.
+
+A *state* is a mapping from leaf name to tensor, batch first. A modality with one kind of data has one leaf;
+a molecule has atoms, bonds and, in 3-D, positions. Ragged data is a *mask* carried beside the state, one
+boolean tensor per leaf that broadcasts over it, True where the data is real. *Time* runs from 0 (data) to 1
+(noise) and broadcasts over a leaf, so that every element may have its own.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+State: TypeAlias = Mapping[str, Tensor]
+Masks: TypeAlias = Mapping[str, Tensor]
+Time: TypeAlias = Tensor | Mapping[str, Tensor]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+__all__ = ["Masks", "Shapes", "State", "Time", "expand", "leaf_time", "masked"]
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """Give ``t`` the rank of ``like``.
+
+    A 0-d ``t`` is the same time everywhere and one of shape (B,) is a time per sample; any other shape must
+    already broadcast against ``like`` and is a time per element.
+
+    Raises:
+        ValueError: if a time per element does not broadcast against ``like``.
+    """
+    if t.ndim == 0:
+        return t
+    if t.ndim == 1 and like.ndim > 1:
+        t = t.reshape(-1, *(1,) * (like.ndim - 1))
+    if t.ndim != like.ndim or any(a not in (1, b) for a, b in zip(t.shape, like.shape, strict=True)):
+        raise ValueError(
+            f"got a time of shape {tuple(t.shape)} for a leaf of shape {tuple(like.shape)}; "
+            "expected a scalar, one value per sample, or a shape that broadcasts over the leaf"
+        )
+    return t
+
+
+def leaf_time(t: Time, name: str) -> Tensor:
+    """The time of leaf ``name``: its own entry of a mapping, or the time that all leaves share."""
+    return t if isinstance(t, Tensor) else t[name]
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` with exactly zero wherever ``mask`` is False (NaN and infinity in the padding included)."""
+    return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
