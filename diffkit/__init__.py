@@ -1,7 +1,8 @@
 """diffkit: one diffusion core for any kind of data.
 
     >>> model = diffkit.load("molecule")
-    >>> samples = model.generate(16, Settings(steps=100, seed=7))
+    >>> samples = model.generate(16, steps=100, seed=7)
+    >>> samples.save("out/")
 
 Nothing heavy is imported until it is used.
 """
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     from diffkit.condition import Condition
     from diffkit.denoiser import Denoiser
     from diffkit.guidance import ClassifierFree
-    from diffkit.model import Model, Samples, Settings
+    from diffkit.model import Model
     from diffkit.noise import Noise
     from diffkit.process import Categorical, Gaussian
     from diffkit.product import Product
+    from diffkit.samples import Samples
+    from diffkit.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -30,8 +33,8 @@ _PLACES = {
     "Model": "model",
     "Noise": "noise",
     "Product": "product",
-    "Samples": "model",
-    "Settings": "model",
+    "Samples": "samples",
+    "Settings": "settings",
     "load": "checkpoint",
 }
 

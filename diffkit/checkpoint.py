@@ -4,8 +4,8 @@
     recipe.yaml         the resolved recipe, statistics included; plain data
     README.md           the card, with Hugging Face metadata in its head
 
-A model's name is a folder, or a shipped model: "molecule/qm9" is the folder ``weights/qm9`` inside the adapter's package,
-and "molecule" the one that ``weights/default`` names.
+A model's name is a folder, or a shipped model: "molecule/qm9" is the folder ``weights/qm9`` inside the adapter's
+package, and "molecule" the one that ``weights/default`` names.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ The order is a function of (seed, step): the items of global step k are the same
 a run resumed at step k sees what the unbroken run would have seen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Dataset, Example
 
-__all__ = ["Numbered", "StepSampler", "collate", "pad"]
+__all__ = ["Batches", "StepSampler", "collate", "pad"]
 
 
 def pad(tensors: Sequence[Tensor]) -> Tensor:
@@ -43,16 +43,19 @@ def collate(items: Sequence[tuple[int, Example]]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Numbered(TorchDataset[tuple[int, Example]]):
-    """The examples of a dataset, each with its number."""
+class Batches(TorchDataset[Batch]):
+    """A dataset that is asked for whole batches at once: through its own ``batch(indices)`` where it has one."""
 
     dataset: Dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Example]:
-        return index, self.dataset[index]
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        together: Callable[[Sequence[int]], Batch] | None = getattr(self.dataset, "batch", None)
+        if together is not None:
+            return together(indices)
+        return collate([(index, self.dataset[index]) for index in indices])
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class StepSampler(Sampler[list[int]]):
 
     Args:
         length: items in the dataset.
-        batch_size: items of one step on all ranks together.
+        batch_size: items of one step on all ranks together, a multiple of ``world_size``.
         seed: of the order.
         start, stop: the first step, and the one after the last.
         rank, world_size: this process takes items rank, rank + world_size, ... of every batch.
@@ -74,12 +77,6 @@ class StepSampler(Sampler[list[int]]):
     stop: int
     rank: int = 0
     world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.world_size:
-            raise ValueError(
-                f"got a batch size of {self.batch_size} for {self.world_size} devices; expected a multiple of the devices"
-            )
 
     def __len__(self) -> int:
         """Batches of the whole run: Lightning counts those before ``start`` as already seen."""

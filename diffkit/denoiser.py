@@ -2,7 +2,8 @@ r"""Denoiser: a network and the process it was trained for, as a statement about
 
 The network's contract is ``network(x, t, condition, mask) -> {leaf: output}``. What it sees is the denoiser's
 business alone: the time code (t itself or the log-SNR) and the scale of its input. Both training
-and sampling go through ``output``, so they cannot differ.
+and sampling go through ``output``, so they cannot differ. Where leaves may have different times or time codes, the network
+is given a mapping of times; with one leaf it is always given a tensor.
 
 A denoiser can *serve* another process than it was trained for. For a Gaussian leaf, two schedules at equal
 log-SNR hold the same x_t up to a factor, so the time is matched and x_t rescaled; a categorical leaf is
@@ -43,7 +44,7 @@ class Denoise(Protocol):
 
 
 def log_snr_code(schedule: Schedule, t: Tensor) -> Tensor:
-    """log-SNR / 4, kept within +-5: the time code c_noise of EDM (Karras et al. 2022, table 1), sign reversed."""
+    """log-SNR / 4, kept within +-5: -2 times the time code c_noise of EDM (Karras et al. 2022, table 1)."""
     return (schedule.log_snr(t) / 4).clamp(-5, 5)
 
 
@@ -57,6 +58,13 @@ def _match_schedule(trained: Process, served: Process, x_t: Tensor, t: Tensor) -
     matched = trained.schedule.time(served.schedule.log_snr(t))
     old, new = sum(served.schedule(expand(t, x_t))), sum(trained.schedule(expand(matched, x_t)))
     return (x_t * (new / old)).to(x_t.dtype), matched
+
+
+def _kind(process: Process) -> str:
+    """What of a process a network depends on besides the schedule."""
+    if isinstance(process, Categorical):
+        return f"Categorical({process.probabilities}, absorbing={process.absorbing}, symmetric={process.symmetric})"
+    return f"{type(process).__name__}({getattr(process, 'space', '')})"
 
 
 def _time_of_alpha(schedule: Schedule, alpha: Tensor) -> Tensor:
@@ -88,8 +96,19 @@ class Denoiser:
     input_scale: float | None = None
 
     def under(self, process: Product) -> "Denoiser":
-        """The same network serving ``process``."""
-        return Denoiser(self.network, process, self.trained or self.process, self.time_code, self.input_scale)
+        """The same network serving ``process``, which may differ from its own in the schedules alone.
+
+        Raises:
+            ValueError: if it differs in the leaves, their spaces, or what noise is.
+        """
+        trained = self.trained or self.process
+        kinds = {k: _kind(p) for k, p in trained.leaves.items()}, {k: _kind(p) for k, p in process.leaves.items()}
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"got a process of {kinds[1]} for a network trained on {kinds[0]}; expected other schedules and nothing "
+                "else: a network cannot serve leaves, spaces or noise that it has not seen"
+            )
+        return Denoiser(self.network, process, trained, self.time_code, self.input_scale)
 
     def output(self, x_t: State, t: Time, condition: Condition, mask: Masks) -> Mapping[str, Tensor]:
         """The network's raw output at its own process's ``x_t``."""
@@ -115,7 +134,8 @@ class Denoiser:
     def _time(self, process: Product, x_t: State, t: Time) -> Time:
         if isinstance(t, Tensor) and self.time_code is None:
             return _on(t, next(iter(x_t.values())))
-        return {k: _on(self._code(process[k], leaf_time(t, k)), x_t[k]) for k in process}
+        codes = {k: _on(self._code(process[k], leaf_time(t, k)), x_t[k]) for k in process}
+        return codes if len(codes) > 1 else next(iter(codes.values()))
 
     def _code(self, process: Process, t: Tensor) -> Tensor:
         return t if self.time_code is None else self.time_code(process.schedule, t.to(torch.float64))

@@ -1,7 +1,8 @@
 """What a denoiser says of one leaf: the clean data behind a noisy one.
 
 Guidance weighs several estimates of the same x_t; the weights sum to one, so x_t = alpha x_0 + sigma eps still
-holds for a weighed Gaussian estimate, and weighed logits are still logits.
+holds for a weighed Gaussian estimate, and weighed logits are still logits. A class that is ruled out (log-probability
+-inf, as in the padding and wherever an absorbing process has kept an element) stays ruled out.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from typing import TypeAlias
 from torch import Tensor
 
 __all__ = ["CategoricalEstimate", "Estimate", "Estimates", "GaussianEstimate", "weigh"]
+
+_RULED_OUT = -1e4
+"""A log-probability whose exponential is zero, and that can be weighed where -inf - (-inf) could not."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,6 @@ def weigh(estimates: Sequence[Estimate], weights: Sequence[Tensor | float]) -> E
     gaussian = [e for e in estimates if isinstance(e, GaussianEstimate)]
     if len(gaussian) == len(estimates):
         return GaussianEstimate(_sum([e.x0 for e in gaussian], weights), _sum([e.eps for e in gaussian], weights))
-    categorical = [e.logits for e in estimates if isinstance(e, CategoricalEstimate)]
+    categorical = [e.logits.clamp(min=_RULED_OUT) for e in estimates if isinstance(e, CategoricalEstimate)]
     assert len(categorical) == len(estimates), "estimates of one leaf are of one kind"
     return CategoricalEstimate(_sum(categorical, weights).log_softmax(-1))

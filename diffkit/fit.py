@@ -1,30 +1,66 @@
 """``fit``: from a recipe to a trained model in a run folder.
 
-A run folder holds ``last.ckpt`` (all that a resumed run needs; written here, so Lightning may unpickle it), TensorBoard's
-logs, and the exported model: EMA weights, recipe and card, which `diffkit.load` reads.
+    recipe.yaml   the resolved recipe, what was measured of the data included
+    last.ckpt     all that the run needs to be taken up again: raw and averaged weights, optimiser, schedule, counters
+    model/        the exported model: averaged weights, recipe and card, which `diffkit.load` reads
+    samples/      what the model drew at the last validation
+    logs/         TensorBoard: losses, and the samples' picture
+
+A run is taken up by calling ``fit`` again with the same recipe and folder; it then ends with the weights that an
+unbroken run would have had.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import platform
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from diffkit import registry
-from diffkit.data import Numbered, StepSampler, collate
+from diffkit import card, checkpoint, registry, runs
+from diffkit.callbacks import (
+    SIGNALS,
+    Averaged,
+    Bar,
+    Finite,
+    Interrupted,
+    Preview,
+    Progress,
+    Saver,
+    Stop,
+    WholeFile,
+)
+from diffkit.data import Batches, StepSampler
 from diffkit.modality import Batch, Dataset, find_modality
 from diffkit.model import Model
 from diffkit.training import EMA, DiffusionModule, Optimisation
 
-__all__ = ["Loaders", "fit", "prepare"]
+__all__ = ["Loaders", "Run", "fit", "prepare"]
 
 # Keys of the recipe's ``training`` node that are not fields of `Optimisation`.
 _RUN = ("steps", "batch_size", "times", "ema", "compile", "workers", "validate_every", "checkpoint_every")
+
+# Lightning's remarks that are not so here, or say nothing that a person could act on.
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # it is: StepSampler
+    ".*is smaller than the logging interval.*",
+    ".*LeafSpec.* is deprecated.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+)
 
 
 class Loaders(L.LightningDataModule):
@@ -36,13 +72,13 @@ class Loaders(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
-        repeat = self.trainer.accumulate_grad_batches
+        parts = self.trainer.accumulate_grad_batches
         batches = StepSampler(
             len(self.train),
-            self.options["batch_size"] // repeat,
+            self.options["batch_size"] // parts,
             self.options["seed"],
-            self.trainer.global_step * repeat,
-            self.options["steps"] * repeat,
+            self.trainer.global_step * parts,
+            self.options["steps"] * parts,
             self.trainer.global_rank,
             self.trainer.world_size,
         )
@@ -52,20 +88,25 @@ class Loaders(L.LightningDataModule):
         assert self.trainer is not None
         size, ranks = self.options["batch_size"], self.trainer.world_size
         steps = max(1, min(len(self.valid) // size, 16))
-        return self._loader(
-            self.valid, StepSampler(len(self.valid), size, 0, 0, steps, self.trainer.global_rank, ranks)
-        )
+        return self._loader(self.valid, StepSampler(len(self.valid), size, 0, 0, steps, self.trainer.global_rank, ranks))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
 
     def _loader(self, dataset: Dataset, batches: StepSampler) -> DataLoader[Batch]:
         workers = self.options["workers"]
         return DataLoader(
-            Numbered(dataset),
+            Batches(dataset),
             batch_sampler=batches,
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 @dataclass(frozen=True)
@@ -78,10 +119,17 @@ class Run:
 
 
 def prepare(recipe: Mapping[str, Any]) -> Run:
-    """Load the data, measure its statistics into the recipe, and build the model."""
+    """Load the data, measure its statistics into the recipe, and build the model.
+
+    Raises:
+        ValueError: for a name or an option that does not exist, or a split without data.
+    """
     fields = dict(recipe["modality"])
     adapter = find_modality(fields.pop("name"))(**fields)
     train, valid = (adapter.dataset(split, **recipe["data"]) for split in ("train", "valid"))
+    for split, dataset in (("train", train), ("valid", valid)):
+        if len(dataset) == 0:
+            raise ValueError(f"got data of which nothing is in the {split} split; expected more of it")
     recipe = {**recipe, "modality": {**recipe["modality"], "statistics": dict(train.statistics)}}
     options = recipe["training"]
     L.seed_everything(options["seed"], verbose=False)
@@ -91,26 +139,136 @@ def prepare(recipe: Mapping[str, Any]) -> Run:
     return Run(model, module, Loaders(train, valid, options))
 
 
-def fit(recipe: Mapping[str, Any], folder: Path, callbacks: Sequence[Callback] = ()) -> Model:
-    """Train ``recipe`` into ``folder``, taking up ``folder/last.ckpt`` where there is one."""
+def fit(
+    recipe: Mapping[str, Any],
+    folder: Path,
+    *,
+    command: str = "",
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Model | None:
+    """Train ``recipe`` into ``folder``, or take up the run that was begun there.
+
+    Args:
+        recipe: resolved; see `diffkit.recipe.load`.
+        folder: new, empty, or a run of the same recipe.
+        command: the command line, for the card.
+        quiet: without the progress bar and the lines of validations.
+        callbacks: Lightning's, besides our own.
+
+    Returns:
+        The exported model; None on every rank but the first.
+
+    Raises:
+        ValueError: for a recipe, a folder or a checkpoint that cannot be used, or a loss that is not finite.
+        OSError: if something cannot be written; what was saved before is then as it was.
+        KeyboardInterrupt: if the run was asked to stop, with where it was saved.
+    """
+    first = rank_zero_only.rank == 0
+    if first:
+        runs.claim(folder)
     run = prepare(recipe)
-    options = recipe["training"]
-    if options["compile"]:
-        run.model.network.compile(dynamic=False)
-    checkpoint = ModelCheckpoint(
-        folder, filename="{step}", every_n_train_steps=options["checkpoint_every"], save_last=True, save_top_k=0
+    if first:
+        runs.begin(folder, run.model.recipe)
+    last = runs.last_checkpoint(folder)
+    with _hushed(), _interruptible():
+        trainer = _trainer(run, folder, last[1] if last else None, command, quiet, callbacks)
+        if recipe["training"]["compile"]:
+            run.model.network.compile()
+        trainer.fit(run.module, run.loaders, ckpt_path=last and last[0], weights_only=True)
+    return checkpoint.load(folder / "model") if first else None
+
+
+def _trainer(
+    run: Run, folder: Path, step: int | None, command: str, quiet: bool, callbacks: Sequence[Callback]
+) -> L.Trainer:
+    options, given = run.model.recipe["training"], run.model.recipe["trainer"]
+    validate_every = min(options["validate_every"], options["steps"])
+    try:
+        trainer = L.Trainer(
+            **given,
+            default_root_dir=folder,
+            logger=TensorBoardLogger(folder, name="", version="logs", purge_step=step),
+            callbacks=[*_callbacks(run.model.recipe, folder, validate_every, command, quiet), *callbacks],
+            plugins=[WholeFile()],
+            max_steps=options["steps"],
+            val_check_interval=validate_every * given["accumulate_grad_batches"],
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=not quiet,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ValueError(f"got trainer options that Lightning refuses: {error}") from None
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    if options["batch_size"] % parts:
+        raise ValueError(
+            f"got training.batch_size={options['batch_size']} for {trainer.world_size} devices x "
+            f"{trainer.accumulate_grad_batches} accumulated batches; expected a multiple of {parts}"
+        )
+    return trainer
+
+
+def _callbacks(
+    recipe: Mapping[str, Any], folder: Path, validate_every: int, command: str, quiet: bool
+) -> Iterator[Callback]:
+    """In the order in which they act; Lightning puts the saver last."""
+    options, strategy = recipe["training"], str(recipe["trainer"]["strategy"])
+    every = options["checkpoint_every"]
+    has_average = options["ema"] is not None and "fsdp" not in strategy
+    if has_average:
+        yield EMA(options["ema"])
+    elif options["ema"] is not None:
+        warnings.warn(
+            f"no moving average with trainer.strategy={strategy}: sharded weights cannot be averaged, so the exported ones "
+            "are those of the last step; ddp has the average",
+            stacklevel=1,
+        )
+    averaged, stop, finite = Averaged(recipe), Stop(), Finite(recipe["trainer"]["log_every_n_steps"])
+    yield from (stop, finite, Preview(folder / "samples", averaged, stop))
+    if not quiet:
+        yield Bar(options["batch_size"])
+    yield Saver(folder, every, validate_every, averaged, partial(_card, command, has_average), finite, stop)
+
+
+def _card(command: str, has_average: bool, model: Model, progress: Progress, trainer: L.Trainer) -> str:
+    name = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.machine() + " CPU"
+    hardware = f"{trainer.world_size} x {name}"
+    return card.write(
+        model, card.Facts(command, progress.step, progress.seconds, has_average, hardware, progress.metrics)
     )
-    trainer = L.Trainer(
-        **recipe["trainer"],
-        default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="", version="logs"),
-        callbacks=[EMA(options["ema"]), checkpoint, *callbacks],
-        max_steps=options["steps"],
-        val_check_interval=options["validate_every"],
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    last = folder / "last.ckpt"
-    trainer.fit(run.module, run.loaders, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    return run.model
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """However Lightning puts an interruption, it leaves as KeyboardInterrupt, and with the handlers as they were."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    except Interrupted as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without Lightning's notices, and without the warnings in `_NOISE`."""
+    talkers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [talker.level for talker in talkers]
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message)
+        for talker in talkers:
+            talker.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for talker, level in zip(talkers, levels, strict=True):
+                talker.setLevel(level)

@@ -74,37 +74,34 @@ class _Guided:
     def _acts(self, t: Time) -> bool:
         """False only where a plain number says so; times per sample are weighed one by one."""
         low, high = self.guidance.interval
-        plain = isinstance(t, Tensor) and t.ndim == 0 and t.device.type == "cpu"
-        return self.guidance.scale != 1.0 and (not plain or low <= float(t) <= high)
+        outside = isinstance(t, Tensor) and t.ndim == 0 and t.device.type == "cpu" and not low <= float(t) <= high
+        return self.guidance.scale != 1.0 and not outside
 
     def _calls(self, x_t: State, t: Time, condition: Condition, mask: Masks, batch: int) -> tuple[Estimates, Estimates]:
         """Both estimates from one call on a doubled batch."""
         negative = self.guidance.negative
         other = condition.null() if negative is None else negative.map(lambda v: v.expand(batch, *v.shape[1:]))
-        both = self.inner(_twice(x_t), _twice_time(t), Condition.cat([condition, other]), _twice(mask))
+        time = _twice(t, batch) if isinstance(t, Tensor) else {k: _twice(u, batch) for k, u in t.items()}
+        masks = {k: _twice(m, batch) for k, m in mask.items()}
+        both = self.inner(
+            {k: torch.cat([v, v]) for k, v in x_t.items()}, time, Condition.cat([condition, other]), masks
+        )
         return {k: _rows(e, slice(batch)) for k, e in both.items()}, {
             k: _rows(e, slice(batch, None)) for k, e in both.items()
         }
 
     def _weigh(self, given: Estimate, avoided: Estimate, x: Tensor, t: Tensor) -> Estimate:
         low, high = self.guidance.interval
-        if t.ndim == 0:
-            return weigh([given, avoided], [self.guidance.scale, 1 - self.guidance.scale])
         inside = (low <= t) & (t <= high)
-        scale = expand(torch.where(inside, self.guidance.scale, 1.0).to(x.device), x)
-        if not x.is_floating_point():
-            scale = scale.unsqueeze(-1)
+        scale = expand(1 + (self.guidance.scale - 1) * inside.to(t.dtype), x)
+        if scale.ndim > 0:
+            scale = scale.to(x.device, x.dtype) if x.is_floating_point() else scale.to(x.device).unsqueeze(-1)
         return weigh([given, avoided], [scale, 1 - scale])
 
 
-def _twice(tensors: State) -> dict[str, Tensor]:
-    return {k: torch.cat([v, v]) for k, v in tensors.items()}
-
-
-def _twice_time(t: Time) -> Time:
-    if isinstance(t, Tensor):
-        return t if t.ndim == 0 else torch.cat([t, t])
-    return {k: u if u.ndim == 0 or u.shape[0] == 1 else torch.cat([u, u]) for k, u in t.items()}
+def _twice(tensor: Tensor, batch: int) -> Tensor:
+    """A time or a mask for the doubled batch; one that broadcasts over the batch does so still."""
+    return torch.cat([tensor, tensor]) if tensor.ndim > 0 and tensor.shape[0] == batch else tensor
 
 
 def _rows(estimate: Estimate, rows: slice) -> Estimate:

@@ -1,7 +1,8 @@
 """What is installed: modalities, shipped models and recipes, found without importing any of them.
 
 Modalities are entry points of group ``diffkit.modalities``. A shipped model is a folder ``weights/<name>`` inside its
-adapter's package. Recipes are YAML files in the installed package (``diffkit/recipes``) or the repository's ``recipes/``.
+adapter's package. Recipes are YAML files in the installed package (``diffkit/recipes``) or in the repository's
+``recipes/``.
 """
 
 from importlib.metadata import EntryPoint, entry_points

@@ -1,7 +1,8 @@
 """What a data type brings: the adapter's contract, and how the core finds adapters.
 
-An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong). The core never imports one: it looks up the entry points
-of group ``diffkit.modalities``, so a stranger's package is found exactly as ours are.
+An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong). The core never
+imports one: it looks up the entry points of group ``diffkit.modalities``, so a stranger's package is found exactly
+as ours are.
 
     [project.entry-points."diffkit.modalities"]
     molecule = "diffkit_molecule:modality"
@@ -22,6 +23,7 @@ from diffkit.condition import Condition
 from diffkit.inventory import entry_point
 from diffkit.noise import Noise
 from diffkit.product import Product
+from diffkit.report import Metrics
 from diffkit.typing import State
 
 __all__ = ["Batch", "Dataset", "Example", "Modality", "Request", "find_modality"]
@@ -65,8 +67,8 @@ class Batch:
 class Dataset(Protocol):
     """A map-style dataset of examples.
 
-    ``statistics`` are plain numbers and lists measured on the training split (marginals, sizes, scales); they go into the
-    recipe, hence into the checkpoint, and the adapter is rebuilt from them.
+    ``statistics`` are plain numbers and lists measured on the training split (marginals, sizes, scales); they go into
+    the recipe, hence into the checkpoint, and the adapter is rebuilt from them.
     """
 
     @property
@@ -125,8 +127,8 @@ class Modality(ABC):
         """The network; options are a recipe's ``network`` node."""
 
     @abstractmethod
-    def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Any]:
-        """Figures of merit of native objects, each beside what held-out data scores."""
+    def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Metrics]:
+        """Columns of figures: of the ``samples``, and of held-out data; options are a recipe's ``data`` node."""
 
     @abstractmethod
     def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:

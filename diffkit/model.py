@@ -19,51 +19,17 @@ from diffkit.guidance import ClassifierFree
 from diffkit.modality import Batch, Modality, Request, find_modality
 from diffkit.naming import nearest
 from diffkit.noise import Noise
-from diffkit.sample import Step, sample
+from diffkit.sample import sample
 from diffkit.samples import Samples
+from diffkit.settings import Node, Settings
 
-__all__ = ["Model", "Settings"]
+__all__ = ["Model"]
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-Node = str | Mapping[str, Any]
 
 TIME_CODES = {"t": None, "log_snr": log_snr_code}
 PATIENCE = 20
 """Draws per sample asked for before giving up on valid ones."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How samples are drawn. Equal settings give equal samples, whatever ``batch_size`` and ``precision`` allow for rounding.
-
-    Args:
-        steps: of the time grid, at least 1.
-        sampler, grid: registry names, or nodes with options.
-        guidance: scale s of u + s (c - u); 1 is none.
-        interval: times within which guidance acts.
-        request: what is asked for.
-        negative: what to steer away from.
-        seed: any integer.
-        batch_size: samples per network call.
-        precision: "32" or "bf16" (matrix products in bfloat16).
-    """
-
-    steps: int
-    sampler: Node
-    grid: Node
-    guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    request: Request = Request()
-    negative: Request | None = None
-    seed: int = 0
-    batch_size: int = 256
-    precision: str = "32"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"got a batch size of {self.batch_size}; expected at least 1")
-        if self.precision not in ("32", "bf16"):
-            raise ValueError(f"got precision '{self.precision}'; expected 32 or bf16")
 
 
 @dataclass(frozen=True)
@@ -200,7 +166,11 @@ class Model:
         grid = registry.build("grid", settings.grid)
         process = self.denoiser.process
         began = time.perf_counter()
-        with _rows_counted(self.network) as rows, _evaluating(self.network), _precision(self.device, settings.precision):
+        with (
+            _rows_counted(self.network) as rows,
+            _evaluating(self.network),
+            _precision(self.device, settings.precision),
+        ):
             result = sample(
                 self._guided(settings, layout),
                 {k: tuple(v.shape) for k, v in layout.x.items()},

@@ -7,6 +7,6 @@ __all__ = ["nearest"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean '…'?" where one of the ``known`` names is close, else nothing."""
+    """The words "; did you mean …?" where one of the ``known`` names is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -148,13 +148,11 @@ class Noise:
         index = self.index.reshape(-1, *(1,) * len(blocks))
         words = philox_4x32((low, high, index & _MASK, (index >> 32) & _MASK), self._key(leaf))
         flat = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)
-        return flat[..., :last].reshape(-1, *shape)
+        return flat[..., :last].reshape(len(self.index), *shape)
 
-    def uniform(self, leaf: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
-        """Uniform numbers in the open interval (0, 1), of shape (B, *shape)."""
-        device = self.index.device
-        host = self if device.type != "mps" else Noise(self.seed, self.index.cpu(), self.path)  # no float64 there
-        return ((host.bits(leaf, shape).to(torch.float64) + 0.5) / 4294967296.0).to(device, dtype)
+    def uniform(self, leaf: str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform numbers in the open interval (0, 1), float64 of shape (B, *shape); in float32 some would be 1."""
+        return (self.bits(leaf, shape).to(torch.float64) + 0.5) / 4294967296.0
 
     def normal(self, leaf: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers of shape (B, *shape); none lies beyond 6.4 standard deviations."""

@@ -14,6 +14,7 @@ about the data (eps at pure noise, score and x_0 at no noise); ``solve`` raises 
 plain numbers.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,7 +96,8 @@ def solve(prediction: Prediction, pred: Tensor, x_t: Tensor, alpha: Tensor, sigm
     """
     a, b = prediction.row(alpha, sigma)
     det = alpha * b - sigma * a
-    if det.ndim == 0 and det.device.type == "cpu" and not torch.compiler.is_compiling() and float(det) == 0.0:
+    plain = det.ndim == 0 and det.device.type == "cpu" and not torch.compiler.is_compiling()
+    if plain and (float(det) == 0.0 or not math.isfinite(float(det))):
         raise ValueError(
             f"got {prediction} at alpha = {float(alpha):g}, sigma = {float(sigma):g}, where it does not determine "
             "x_0 and eps; use a V, Velocity or X0 prediction, or a time grid that leaves this end out"

@@ -113,7 +113,7 @@ class Gaussian:
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
         alpha, sigma = self.coefficients(t, x0)
-        return alpha * x0 + sigma * self.space.normal(noise, leaf, tuple(x0.shape), mask, x0.dtype)
+        return alpha * masked(x0, mask) + sigma * self.space.normal(noise, leaf, tuple(x0.shape), mask, x0.dtype)
 
     def estimate(self, output: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> GaussianEstimate:
         alpha, sigma = self.coefficients(t, x_t)
@@ -146,6 +146,8 @@ class Gaussian:
         """Squared error of the prediction. Its target follows from x_0 and x_t by the prediction's row."""
         alpha, sigma = self.coefficients(t, x0)
         a, b = self.prediction.row(alpha, sigma)
+        # Masked before the arithmetic, not after it: the gradient of a NaN that is masked away is NaN.
+        output, x0, x_t = (masked(v, mask) for v in (output, x0, x_t))
         eps = (x_t - alpha * x0) / sigma
         return masked((output - (a * x0 + b * eps)) ** 2, mask)
 
@@ -175,6 +177,12 @@ class Categorical:
             raise ValueError(
                 f"got probabilities {self.probabilities}; expected at least two numbers, none negative, summing to 1"
             )
+        kept = float(self.schedule(torch.ones((), dtype=torch.float64))[0])
+        if kept > 0.1:
+            raise ValueError(
+                f"got the schedule {type(self.schedule).__name__}, at whose end an element still has its class with "
+                f"probability {kept:.3g}; expected one whose alpha falls to (almost) 0, such as RectifiedFlow or Cosine"
+            )
 
     @classmethod
     def uniform(cls, classes: int, **options: object) -> "Categorical":
@@ -192,7 +200,7 @@ class Categorical:
         return self.classes + self.absorbing
 
     def prior(self, shape: tuple[int, ...], noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
-        pi = self._pi(noise.index.device).expand(*shape, self.tokens)
+        pi = self.noise_probabilities(noise.index.device).expand(*shape, self.tokens)
         return self._draw(pi, noise, leaf, mask)
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Noise, leaf: str, mask: Tensor | None = None) -> Tensor:
@@ -202,7 +210,7 @@ class Categorical:
         return masked(torch.where(kept, x0, fresh), mask)
 
     def estimate(self, output: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> CategoricalEstimate:
-        logits = output.float()
+        logits = _wide(output)
         if self.absorbing:  # an element that is not absorbed still has its class
             known = F.one_hot(x_t.clamp(max=self.classes - 1), self.classes).to(logits.dtype)
             logits = torch.where((x_t == self.classes).unsqueeze(-1), logits, torch.log(known))
@@ -231,7 +239,7 @@ class Categorical:
         """p(x_s | x_t) over the tokens, (*leaf, tokens) float64, with x_0 averaged over the estimate."""
         p0 = F.pad(estimate.logits.to(torch.float64).exp(), (0, self.tokens - self.classes))
         here = F.one_hot(x_t, self.tokens).to(p0.dtype)
-        pi = self._pi(x_t.device)
+        pi = self.noise_probabilities(x_t.device)
         alpha_t, alpha_s = (self.schedule(expand(u, x_t).to(torch.float64))[0].unsqueeze(-1) for u in (t, s))
         p = torch.zeros_like(p0)
         if eta > 0.0:
@@ -252,7 +260,9 @@ class Categorical:
 
     def loss(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cross-entropy of the clean class; where noise absorbs, only of what it has absorbed."""
-        loss = F.cross_entropy(output.movedim(-1, 1).float(), x0, reduction="none")
+        if mask is not None:  # before the arithmetic, as in `Gaussian.loss`
+            output, x0 = masked(output, mask.unsqueeze(-1)), masked(x0, mask)
+        loss = F.cross_entropy(_wide(output).movedim(-1, 1), x0, reduction="none")
         if self.absorbing:
             loss = masked(loss, x_t == self.classes)
         return masked(loss, mask)
@@ -260,10 +270,12 @@ class Categorical:
     def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return masked(self._mirror(x), mask)
 
-    def _pi(self, device: torch.device) -> Tensor:
+    def noise_probabilities(self, device: torch.device | str = "cpu") -> Tensor:
+        """pi over the tokens, float64: what an element that has lost its class is redrawn from."""
         if self.absorbing:
             return F.one_hot(torch.tensor(self.classes, device=device), self.tokens).to(torch.float64)
-        return torch.tensor(self.probabilities, dtype=torch.float64, device=device)
+        pi = torch.tensor(self.probabilities, dtype=torch.float64, device=device)
+        return pi / pi.sum()
 
     def _uniform(self, noise: Noise, leaf: str, like: Tensor) -> Tensor:
         return self._mirror(noise.uniform(leaf, tuple(like.shape[1:])))
@@ -281,3 +293,8 @@ class Categorical:
         u = self._uniform(noise, leaf, p[..., 0]).unsqueeze(-1) * cumulative[..., -1:]
         drawn = (u > cumulative[..., :-1]).sum(-1)
         return self.project(drawn, mask)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """``logits`` in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,6 +1,7 @@
 """Recipes: Hydra YAML files that name all of a model and its training.
 
-Components are named by their registry names, never by a Python path, so a recipe from a stranger's checkpoint runs no code.
+Components are named by their registry names, never by a Python path, so a recipe from a stranger's checkpoint runs no
+code.
 """
 
 from collections.abc import Sequence

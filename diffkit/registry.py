@@ -10,6 +10,7 @@ To add a component, write it and put one line here; the conformance tests and ``
 from collections.abc import Callable, Mapping
 from functools import reduce
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from diffkit.naming import nearest
@@ -63,8 +64,9 @@ def lookup(kind: str, name: str) -> Callable[..., Any]:
     if name not in known:
         raise ValueError(f"got {kind} '{name}'; expected one of {', '.join(known)}{nearest(name, known)}")
     module, path = REGISTRY[kind][name].split(":")
-    found: Callable[..., Any] = reduce(getattr, path.split("."), import_module(module))
-    return found
+    place: Any = import_module(module)
+    factory: Callable[..., Any] = reduce(getattr, path.split("."), place)
+    return factory
 
 
 def build(kind: str, node: str | Mapping[str, Any]) -> Any:
@@ -78,6 +80,11 @@ def build(kind: str, node: str | Mapping[str, Any]) -> Any:
     if not isinstance(name, str):
         raise ValueError(f"got {kind} {dict(options)}; expected a name, or a mapping with one and options")
     factory = lookup(kind, name)
+    known = list(signature(factory).parameters)
+    for option in options:
+        if option not in known:
+            choice = ", ".join(known) or "none"
+            raise ValueError(f"got option '{option}' of {kind} '{name}'; expected {choice}{nearest(option, known)}")
     try:
         return factory(**options)
     except TypeError as error:

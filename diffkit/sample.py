@@ -16,9 +16,10 @@ from torch import Tensor
 
 from diffkit.condition import Condition
 from diffkit.denoiser import Denoise
-from diffkit.estimate import Estimates
+from diffkit.estimate import CategoricalEstimate, Estimates
 from diffkit.grid import check_times
 from diffkit.noise import Noise
+from diffkit.product import Product
 from diffkit.samplers.base import Call, Sampler
 from diffkit.typing import Masks, Shapes, State
 
@@ -76,7 +77,7 @@ def sample(
         denoise: a denoiser, guided or not.
         shapes: (B, ...) of every leaf; ignored where ``start`` is given.
         sampler: see `diffkit.samplers`.
-        times: falling within [0, 1]; see `diffkit.grid`.
+        times: falling within [0, 1]; see `diffkit.grid`. Pure noise is of the size that it has at the first of them.
         noise: the noise of these B samples.
         condition: what is asked of each sample.
         mask: what of each leaf is real.
@@ -90,7 +91,11 @@ def sample(
     """
     grid = check_times(times)
     call = Call(denoise, condition or Condition(), mask or {})
-    x = denoise.process.prior(shapes, noise.fold("prior"), call.mask) if start is None else start
+    process = denoise.process
+    if start is None:
+        x = _pure_noise(process, shapes, grid[0], noise.fold("prior"), call.mask)
+    else:
+        x = process.project(start, call.mask)
     state, kept, last = sampler.init(x), [], float(grid[0])
     for k, (t, s) in enumerate(progress(list(pairwise(grid)))):
         before, state = state.x, sampler.update(state, t, s, call, noise.fold("step", k))
@@ -99,13 +104,21 @@ def sample(
         last = float(s)
         if on_step is not None and on_step(step):
             break
-    x = denoise.process.project(state.x, call.mask)
-    _check_finite(x)
+    x = process.project(state.x, call.mask)
+    _check_finite(x, state.history[0][1] if state.history else {})
     return Sample(x, last, tuple(kept))
 
 
-def _check_finite(x: State) -> None:
-    for name, leaf in x.items():
+def _pure_noise(process: Product, shapes: Shapes, t: Tensor, noise: Noise, mask: Masks) -> dict[str, Tensor]:
+    x = process.prior(shapes, noise, mask)
+    size = {k: p.schedule(t)[1] / p.schedule(torch.ones_like(t))[1] for k, p in process.gaussian.items()}
+    return x | {k: ratio * x[k] for k, ratio in size.items()}
+
+
+def _check_finite(x: State, estimates: Estimates) -> None:
+    """Classes are finite whatever the network said, so for those leaves what it said last is looked at."""
+    said = {k: e.logits.exp() for k, e in estimates.items() if isinstance(e, CategoricalEstimate)}
+    for name, leaf in (dict(x) | said).items():
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             raise ValueError(
                 f"got values that are not finite in leaf '{name}'; expected finite numbers: the network diverged, "

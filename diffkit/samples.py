@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from diffkit.data import pad
 from diffkit.files import whole
 from diffkit.modality import Modality
 from diffkit.sample import Step
+from diffkit.settings import Settings
 
 __all__ = ["Samples"]
 
@@ -37,7 +38,7 @@ class Samples:
     """
 
     modality: Modality
-    settings: Any = None
+    settings: Settings
     records: list[Any] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     drawn: int = 0
@@ -88,7 +89,7 @@ class Samples:
             "count": len(self.records),
             "drawn": self.drawn,
             "numbers": _ranges(self.numbers),
-            "settings": asdict(self.settings) if is_dataclass(self.settings) else {},
+            "settings": self.settings.record(),
             "evaluations_per_sample": self.evaluations / max(self.drawn, 1),
             "seconds": round(self.seconds, 3),
             "versions": _versions(),

@@ -80,6 +80,7 @@ class VPLinear(Schedule):
     def time(self, log_snr: Tensor) -> Tensor:
         # -2 log alpha = softplus(-log_snr) is a quadratic in t; this form of its root does not cancel.
         twice = torch.nn.functional.softplus(-log_snr.to(torch.float64))
+        twice = twice.clamp(max=0.5 * (self.beta_min + self.beta_max))  # its value at t = 1, so that -inf gives 1
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * twice)
         return (2 * twice / (self.beta_min + root)).clamp(0, 1).to(log_snr.dtype)
 

@@ -5,7 +5,7 @@ One step: draw a time per sample, corrupt the data, call the network, and add up
     loss = sum_leaf weight_leaf  mean_samples mean_elements loss_leaf(output, x_0, x_t, t)
 
 where the inner mean is over the real elements of a sample. Means of equal parts make the loss, hence the
-gradient, independent of how a batch is cut into ranks. Every random number of a step is a function of
+gradient, independent of how a batch is cut into ranks or accumulated parts. Every random number of a step is a function of
 (seed, step, item): a resumed run repeats the unbroken one.
 
 The EMA is Lightning's weight averaging. In its checkpoints ``state_dict`` holds the averaged weights and
@@ -42,7 +42,7 @@ class Optimisation:
         betas, weight_decay: AdamW's; no decay on vectors and scalars.
         leaf_weights: weight of each leaf's loss; 1 where not named.
         condition_dropout: probability, per condition and sample, of hiding a condition.
-        seed: of the times, the noise and the dropped conditions.
+        seed: of the times, the noise, the dropped conditions and the network's own dropout.
     """
 
     learning_rate: float = 1e-3
@@ -56,15 +56,51 @@ class Optimisation:
 
 
 class EMA(WeightAveraging):
-    """Exponential moving average of the weights, its memory growing from 10 steps to 1 / (1 - decay)."""
+    """Exponential moving average of the weights, its memory growing from 10 steps to 1 / (1 - decay).
+
+    During a validation (``swapped``) the two models have changed places: the module holds the average, the averaged
+    model the raw weights.
+    """
 
     def __init__(self, decay: float = 0.999) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-            n = int(count)
-            kept = min(decay, (1 + n) / (10 + n))
-            torch._foreach_lerp_(averaged, current, 1 - kept)
+        super().__init__(multi_avg_fn=self._average, use_buffers=False)
+        self.decay = decay
+        self.swapped = False
 
-        super().__init__(multi_avg_fn=average, use_buffers=False)
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        assert self._average_model is not None
+        n = int(self._average_model.n_averaged)
+        kept = min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(averaged, current, 1 - kept)
+
+    def averaged(self, module: L.LightningModule) -> nn.Module:
+        """Whichever of the two models holds the average."""
+        assert self._average_model is not None
+        return module if self.swapped else self._average_model.module
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            # Read for every parameter of every step: from the host's memory it does not wait for the device.
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self.swapped = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self.swapped = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.swapped:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self.swapped:
+            raw, average = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint.update(state_dict=average, current_model_state=raw)
 
 
 class DiffusionModule(L.LightningModule):
@@ -82,14 +118,12 @@ class DiffusionModule(L.LightningModule):
         self.denoiser = denoiser
         self.options = options
         self.times = times
+        self._decays = [p.ndim > 1 for p in network.parameters()]  # asked now: a sharded parameter is flat
 
     @property
     def process(self) -> Product:
         """The process of the data."""
         return self.denoiser.process
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
 
     def losses(self, batch: Batch, t: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Each leaf's loss at times ``t`` (B,), as (B,) means over the real elements of each sample."""
@@ -106,28 +140,37 @@ class DiffusionModule(L.LightningModule):
         return condition.drop({k: noise.uniform(f"drop/{k}", ()) < p for k in condition.values})
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        # A network's own dropout draws from torch's generator: it too has to repeat in a resumed run.
+        torch.manual_seed(hash((self.options.seed, batch_index, self.global_rank)))
         noise = Noise(self.options.seed, batch.index).fold("train", self.global_step)
-        return self._step(batch, noise, "train")
+        parts = self.trainer.accumulate_grad_batches
+        return self._step(batch, noise, "train", batch_index % parts, parts)
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
         return self._step(batch, Noise(self.options.seed, batch.index).fold("valid"), "valid")
 
-    def _step(self, batch: Batch, noise: Noise, stage: str) -> Tensor:
-        size, ranks = len(batch.index), self.trainer.world_size
-        places = torch.arange(size, device=batch.index.device) * ranks + self.global_rank
-        shared = Noise(noise.seed, torch.zeros_like(batch.index), noise.path)  # one shift for all ranks
-        losses = self.losses(batch, self.times(shared, places, size * ranks), noise)
-        parts = {f"{stage}/{k}": loss.mean() for k, loss in losses.items()}
-        total = torch.stack([self.options.leaf_weights.get(k, 1.0) * v.mean() for k, v in losses.items()]).sum()
-        self.log_dict({f"{stage}/loss": total, **parts}, batch_size=size, sync_dist=stage == "valid")
+    def _step(self, batch: Batch, noise: Noise, stage: str, part: int = 0, parts: int = 1) -> Tensor:
+        """The loss of this rank's share of ``part`` of ``parts`` of a step's batch."""
+        losses = self.losses(batch, self._times(noise, part, parts), noise)
+        means = {k: loss.mean() for k, loss in losses.items()}
+        total = torch.stack([self.options.leaf_weights.get(k, 1.0) * mean for k, mean in means.items()]).sum()
+        logged = {f"{stage}/{k}": value for k, value in {"loss": total, **means}.items()}
+        self.log_dict(logged, batch_size=len(batch.index), sync_dist=True)
         return total
 
+    def _times(self, noise: Noise, part: int, parts: int) -> Tensor:
+        """Times of samples, by their places in the batch of the whole step: on all ranks, of all parts."""
+        size, ranks = len(noise.index), self.trainer.world_size
+        places = (part * size + torch.arange(size, device=noise.index.device)) * ranks + self.global_rank
+        shared = Noise(noise.seed, torch.zeros_like(noise.index), noise.path)  # equal on all ranks
+        return self.times(shared, places, size * ranks * parts)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter, decays in zip(self.network.parameters(), self._decays, strict=True):
+            groups[decays].append(parameter)
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.network.parameters() if p.ndim > 1]},
-                {"params": [p for p in self.network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-            ],
+            [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}],
             lr=self.options.learning_rate,
             betas=tuple(self.options.betas),
             weight_decay=self.options.weight_decay,
@@ -137,11 +180,23 @@ class DiffusionModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        warmup, stop = self.options.warmup, int(self.trainer.estimated_stepping_batches)
+        warmup, stop = self.options.warmup, self.trainer.max_steps
         if step < warmup:
             return (step + 1) / warmup
         progress = min(1.0, (step - warmup) / max(1, stop - warmup))
         return self.options.final + (1 - self.options.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        if sharded is not None and gradient_clip_val:
+            sharded(gradient_clip_val)  # FSDP's: the norm is over the shards of all ranks
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 def _mean(loss: Tensor, mask: Tensor | None) -> Tensor:

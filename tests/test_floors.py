@@ -21,8 +21,8 @@ FLOORS = (
     {"denoiser"},
     {"guidance"},
     {"grid", "samplers", "sample"},
-    {"modality", "registry", "testing"},
-    {"data", "samples", "model", "training", "fit", "checkpoint"},
+    {"inventory", "report", "modality", "registry", "testing"},
+    {"data", "settings", "samples", "model", "checkpoint", "card", "training", "callbacks", "runs", "fit"},
     {"recipe", "cli", "__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -91,7 +91,7 @@ def test_an_adapter_knows_neither_its_siblings_nor_training_nor_the_command_line
     siblings = {m for m in imports(path) if m.startswith("diffkit_") and top(m) != own}
     assert not siblings
     core = {unit(m) for m in imports(path) if top(m) == "diffkit"}
-    assert not {m for m in core if m in {"training", "fit"} or FLOOR[m] == 8}
+    assert not {m for m in core if m in {"training", "callbacks", "fit"} or FLOOR[m] == 8}
 
 
 def test_nothing_imports_in_a_circle() -> None:

@@ -1,7 +1,7 @@
 """The command line. Each command is a module with ``add(commands)``, which describes it, and ``run(arguments)``.
 
-Describing imports nothing heavy, so ``diffkit --help`` and ``diffkit list`` answer at once. A person's mistake is one line on
-stderr and exit code 1 (2 for a flag that argparse does not know); Ctrl-C is 130; DIFFKIT_DEBUG=1 shows the traceback.
+Describing imports nothing heavy, so ``diffkit --help`` and ``diffkit list`` answer at once. A person's mistake is one
+line on stderr and exit code 1 (2 for a flag that does not exist); Ctrl-C is 130; DIFFKIT_DEBUG=1 shows the traceback.
 """
 
 import argparse

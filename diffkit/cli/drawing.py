@@ -11,8 +11,9 @@ from diffkit.cli.options import node, pairs
 if TYPE_CHECKING:
     import torch
 
-    from diffkit.model import Model, Settings
+    from diffkit.model import Model
     from diffkit.samples import Samples
+    from diffkit.settings import Settings
 
 __all__ = ["draw", "open_model", "read_settings"]
 

@@ -35,14 +35,24 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Draw, measure, print."""
     from diffkit.cli.drawing import draw, open_model, read_settings
+    from diffkit.files import whole
+    from diffkit.report import table
 
     model = open_model(given)
-    settings = read_settings(model, given)
-    samples, complete = draw(model, settings, given)
+    samples, complete = draw(model, read_settings(model, given), given)
+    if not complete:
+        print(f"diffkit: stopped after {len(samples)} of {given.count} samples; nothing was measured", file=sys.stderr)
+        return 130
     if not given.quiet:
-        print(f"{len(samples)} samples, {samples.evaluations / samples.drawn:g} evaluations each; measuring", file=sys.stderr)
-    figures = model.modality.metrics(samples.records, **model.recipe["data"])
-    print(model.modality.table(figures))
+        each = samples.evaluations / samples.drawn
+        print(
+            f"{len(samples)} samples, {each:g} evaluations each, in {samples.seconds:.0f} s; measuring", file=sys.stderr
+        )
+    columns = model.modality.metrics(samples.records, **model.recipe["data"])
+    print(table(columns))
     if given.out is not None:
-        pass
-    return 0 if complete else 130
+        samples.save(given.out, command=" ".join(["diffkit", *sys.argv[1:]]))
+        records = {name: {k: metric.record() for k, metric in column.items()} for name, column in columns.items()}
+        with whole(given.out / "metrics.json") as part:
+            part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,13 @@ def run(given: argparse.Namespace) -> int:
     if not given.quiet:
         print(_summary(report, given.out))
     if not complete:
-        print(f"diffkit: stopped after {len(samples)} of {given.count} samples, which are in {given.out}", file=sys.stderr)
+        print(
+            f"diffkit: stopped after {len(samples)} of {given.count} samples, which are in {given.out}", file=sys.stderr
+        )
     return 0 if complete else 130
 
 
-def _summary(report: dict[str, Any], folder: Path) -> str:
+def _summary(report: Mapping[str, Any], folder: Path) -> str:
     drawn = "" if report["drawn"] == report["count"] else f" ({report['drawn']} drawn)"
     said = ", ".join(f"{key} {value}" for key, value in report["result"].items() if not isinstance(value, dict))
     return (

@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   diffkit train molecule/qm9 trainer.devices=8 trainer.strategy=ddp
   diffkit train molecule/qm9 --out runs/mine                        # again: takes up where it stopped
 
-`diffkit train RECIPE --show` prints the whole recipe; every line of it can be overridden as KEY=VALUE (Hydra's syntax)."""
+`diffkit train RECIPE --show` prints the whole recipe; every line can be overridden as KEY=VALUE (Hydra's syntax)"""
 
 
 def add(commands: Any) -> None:

@@ -1,7 +1,7 @@
 r"""How numbers enter a network: times and scalar conditions as vectors.
 
-A number :math:`v` becomes :math:`[\cos 2\pi f_k v, \sin 2\pi f_k v]` over frequencies :math:`f_k` in geometric
-progression (Vaswani et al. 2017, arXiv:1706.03762, section 3.5; Tancik et al. 2020, arXiv:2006.10739), then
+A number :math:`v` becomes :math:`[\cos 2\pi f_k v, \sin 2\pi f_k v]` over frequencies :math:`f_k` in
+geometric progression (Vaswani et al. 2017, arXiv:1706.03762, section 3.5; Tancik et al. 2020, arXiv:2006.10739), then
 a small MLP mixes them. Both embeddings take any shape and add one axis at its end, so a time per sample and
 a time per element are the same call.
 """
@@ -31,9 +31,7 @@ class FourierFeatures(nn.Module):
     def __init__(self, width: int, low: float, high: float) -> None:
         super().__init__()
         if width < 2 or width % 2:
-            raise ValueError(
-                f"got width {width}; expected a positive even number, half cosines and half sines"
-            )
+            raise ValueError(f"got width {width}; expected a positive even number, half cosines and half sines")
         exponents = torch.linspace(math.log(low), math.log(high), width // 2)
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
 
@@ -76,6 +74,6 @@ class ScalarEmbedding(nn.Module):
         self.null = nn.Parameter(torch.randn(width) / width**0.5)
 
     def forward(self, value: Tensor, present: Tensor) -> Tensor:
-        """Embed ``value`` (B,) where ``present`` (B,) bool; what an absent value holds (NaN too) has no effect."""
+        """Embed ``value`` (B,) where ``present`` (B,) is True; an absent value may hold anything, NaN too."""
         given = self.given(torch.where(present, value, torch.zeros_like(value)))
         return torch.where(present.unsqueeze(-1), given, self.null.to(given.dtype))

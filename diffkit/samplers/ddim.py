@@ -10,7 +10,7 @@ a line on which x_0 and eps stay: for a Gaussian leaf it *is* DDIM at eta = 0, i
 under any schedule.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -50,9 +50,16 @@ class DDIM:
 class Ancestral(DDIM):
     """Every leaf from its Markov posterior: DDPM for Gaussian leaves, D3PM for categorical ones."""
 
-    eta: float = 1.0
+    eta: float = field(default=1.0, init=False)
+    categorical_eta: float = field(default=1.0, init=False)
 
 
 @dataclass(frozen=True)
 class Euler(DDIM):
-    """Euler's method for Gaussian leaves; see the module's text for why it is DDIM."""
+    """Euler's method for Gaussian leaves; see the module's text for why it is DDIM.
+
+    Args:
+        categorical_eta: stochasticity of the categorical leaves, from 0 (fewest changes) to 1 (D3PM).
+    """
+
+    eta: float = field(default=0.0, init=False)

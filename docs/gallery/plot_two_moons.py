@@ -38,13 +38,13 @@ process = Product({"xy": Gaussian(RectifiedFlow())})
 denoiser = Denoiser(lambda x, t, condition, mask: {"xy": mlp(torch.cat([x["xy"], t[:, None]], dim=1))}, process)
 
 # %%
-# Training: draw a time for every point, add that much noise, ask the network what it sees. The noise is a function
-# of the seed, the step and the number of the sample.
+# Training: draw a time in (0, 1] for every point, add that much noise, ask the network what it sees. The noise is a
+# function of the seed, the step and the number of the sample.
 
 noise = Noise.of(seed=0, count=512)
 optimiser = torch.optim.Adam(mlp.parameters(), lr=5e-3)
 for step in range(1000):
-    x0, t = moons(512), torch.rand(512)
+    x0, t = moons(512), 1 - torch.rand(512)
     x_t = process.corrupt(x0, t, noise.fold("step", step), mask={})
     output = denoiser.output(x_t, t, Condition(), mask={})
     loss = process.loss(output, x0, x_t, t, mask={})["xy"].mean()

@@ -6,7 +6,7 @@ A molecule is a product of leaves that one network denoises together:
     bonds      (B, N, N)  categorical   none, single, double, triple; symmetric
     positions  (B, N, 3)  Gaussian      centre of mass at zero, in units of the data's deviation; where asked for
 
-Without "H" in the vocabulary the graph is that of the heavy atoms, and RDKit adds hydrogens on output.
+Without ``hydrogens`` the graph is that of the heavy atoms, and RDKit adds hydrogens on output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from diffkit import registry
 from diffkit.condition import Condition
-from diffkit.modality import Batch, Dataset, Example, Modality, Request
+from diffkit.modality import Batch, Example, Modality, Request
 from diffkit.noise import Noise
 from diffkit.process import Categorical, Gaussian, Process
 from diffkit.product import Product
+from diffkit.report import Metrics
 from diffkit.space import ZeroCentreOfMass
 from diffkit.typing import State
-from diffkit_molecule import data, metrics, view
+from diffkit_molecule import data, metrics, sources, view
 from diffkit_molecule.chem import Vocabulary, check, graph_to_mol, mol_to_graph, standardise_mol
 from diffkit_molecule.network import GraphTransformer
 from diffkit_molecule.tensors import leaves, masks
@@ -43,14 +44,15 @@ class Molecule(Modality):
     """The adapter. Its fields are a recipe's ``modality`` node.
 
     Args:
-        vocabulary: atom types such as "C", "N+", "O-"; with "H", hydrogens are atoms of the graph. Taken from the
-            statistics where it is empty.
+        vocabulary: atom types such as "C", "N+", "O-"; those of the training data where it is empty.
+        hydrogens: whether hydrogens are atoms of the graph.
         positions: whether molecules have coordinates.
         conditions: names of scalar properties that a sample can be asked for.
         statistics: what `dataset` measured: sizes, marginals, the scale of positions, means of properties.
     """
 
     vocabulary: Sequence[str] = ()
+    hydrogens: bool = False
     positions: bool = False
     conditions: Sequence[str] = ()
     statistics: Mapping[str, Any] = field(default_factory=dict)
@@ -60,18 +62,18 @@ class Molecule(Modality):
         """The atom types in the order of their classes."""
         return Vocabulary(tuple(self.vocabulary or self.statistics["vocabulary"]))
 
-    def dataset(self, split: str, **options: Any) -> Dataset:
+    def dataset(self, split: str, **options: Any) -> data.MoleculeDataset:
         return data.load(
             split=split,
             vocabulary=tuple(self.vocabulary) or None,
-            hydrogens="H" in self.vocabulary,
+            hydrogens=self.hydrogens,
             positions=self.positions,
             conditions=tuple(self.conditions),
             **options,
         )
 
     def encode(self, record: Chem.Mol) -> Example:
-        graph = mol_to_graph(standardise_mol(record), self.types, self.types.hydrogens)
+        graph = mol_to_graph(standardise_mol(record), self.types, self.hydrogens)
         mask = masks(torch.tensor([len(graph.atoms)]), self.positions)
         scale = self.statistics["position_scale"] if self.positions else None
         return Example(leaves(graph, scale), {k: v[0] for k, v in mask.items()})
@@ -119,8 +121,8 @@ class Molecule(Modality):
         """Every leaf's process.
 
         Args:
-            options: leaf -> {schedule, noise, prediction}; noise of atoms and bonds is "marginal" (the data's), "uniform" or
-                "absorbing", positions take a prediction instead.
+            options: {schedule, noise} for atoms and bonds, with noise "marginal" (the data's), "uniform" or
+                "absorbing"; {schedule, prediction} for positions.
         """
         known: dict[str, Process] = {
             name: self._categorical(name, **options.get(name, {})) for name in ("atoms", "bonds")
@@ -141,8 +143,12 @@ class Molecule(Modality):
         valences = [VALENCES.get(symbol, 4) + charge for symbol, charge in self.types.parsed]
         return GraphTransformer(valences, positions=self.positions, conditions=tuple(self.conditions), **options)
 
-    def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Any]:
-        return metrics.evaluate(samples, **options)
+    def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Metrics]:
+        """Against the test split; the floor is what the validation split scores."""
+        train, valid, test = (self.dataset(split, **options) for split in ("train", "valid", "test"))
+        held_out = metrics.profile([test.records(m) for m in range(len(test))])
+        fresh = [valid.records(m) for m in range(len(valid))]
+        return metrics.with_floor(samples, fresh, train.smiles, held_out, sources.cache_folder() / "fcd")
 
     def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:
         return view.save(samples, folder)

@@ -112,9 +112,10 @@ def standardise(smiles: str) -> Chem.Mol:
 
 
 def standardise_mol(mol: Chem.Mol) -> Chem.Mol:
-    """A kekulised copy without stereochemistry. Charges, isotopes' elements and explicit hydrogens stay.
+    """A kekulised copy without stereochemistry, isotopes and atom maps. Charges and explicit hydrogens stay.
 
-    Raises ``ValueError`` with the reason if the molecule is empty, does not sanitise or is in several fragments.
+    Raises:
+        ValueError: with the reason, if the molecule is empty, does not sanitise or is in several fragments.
     """
     if mol.GetNumAtoms() == 0:
         raise ValueError("no atoms")
@@ -147,15 +148,28 @@ def type_names(mol: Chem.Mol) -> list[str]:
 def mol_to_graph(mol: Chem.Mol, vocabulary: Vocabulary, hydrogens: bool = False) -> Graph:
     """Graph of a standardised molecule, with hydrogens as atoms (heavy atoms first) or without.
 
-    Positions are those of the molecule's 3-D conformer, if it has one. Raises ``ValueError`` with the reason
-    for atoms outside the vocabulary and bonds that are not single, double or triple.
+    Positions are those of the molecule's 3-D conformer, if it has one.
+
+    Raises:
+        ValueError: with the reason, for atoms outside the vocabulary, bonds that are not single, double or triple, and,
+            where hydrogens are left out, atoms that the valence model would give others (radicals, unusual valences).
     """
-    mol = Chem.AddHs(mol, addCoords=True) if hydrogens else Chem.RemoveHs(mol, sanitize=False)
-    atoms = [vocabulary.index(name) for name in type_names(mol)]
-    bonds = sorted(_bond(bond) for bond in mol.GetBonds())
-    return Graph(
-        np.array(atoms, dtype=np.int64), np.array(bonds, dtype=np.int64).reshape(-1, 3), conformer_positions(mol)
-    )
+    full = Chem.AddHs(mol, addCoords=True) if hydrogens else Chem.RemoveHs(mol, sanitize=False)
+    atoms = np.array([vocabulary.index(name) for name in type_names(full)], dtype=np.int64)
+    bonds = np.array(sorted(map(_bond, full.GetBonds())), dtype=np.int64).reshape(-1, 3)
+    if not hydrogens:
+        _require_implied_hydrogens(mol, graph_to_mol(atoms, bonds, vocabulary))
+    return Graph(atoms, bonds, conformer_positions(full))
+
+
+def _require_implied_hydrogens(mol: Chem.Mol, decoded: Chem.Mol) -> None:
+    decoded.UpdatePropertyCache(strict=False)
+    heavy = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() != 1]
+    for atom, implied in zip(heavy, decoded.GetAtoms(), strict=True):
+        found, expected = atom.GetTotalNumHs(includeNeighbors=True), implied.GetTotalNumHs()
+        if found != expected:
+            name = atom_type(atom.GetSymbol(), atom.GetFormalCharge())
+            raise ValueError(f"{name} with {found} hydrogens, where its valence implies {expected}")
 
 
 def _bond(bond: Chem.Bond) -> tuple[int, int, int]:

@@ -32,6 +32,8 @@ from diffkit_molecule.descriptors import CONTINUOUS
 from diffkit_molecule.packed import SPLITS, Packed
 from diffkit_molecule.readers import read
 from diffkit_molecule.sources import SOURCES, cached
+from diffkit_molecule.tensors import masks
+from diffkit_molecule.tensors import masks
 
 SAMPLE = Path(__file__).parent / "sample" / "qm9.npz"
 """2,000 molecules of QM9 that ship with the package."""
@@ -94,17 +96,13 @@ class MoleculeDataset:
 
 def _dense(packed: Packed, position_scale: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Leaves and masks of molecules, padded with zeros to the largest."""
-    sizes = np.diff(packed.offsets)
-    real = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    atoms = np.zeros(real.shape, dtype=np.int64)
-    atoms[real] = packed.atoms
-    x = {"atoms": torch.from_numpy(atoms), "bonds": torch.from_numpy(_adjacency(packed, real.shape[1]))}
-    pairs = real[:, :, None] & real[:, None, :] & ~np.eye(real.shape[1], dtype=bool)
-    mask = {"atoms": torch.from_numpy(real), "bonds": torch.from_numpy(pairs)}
+    mask = masks(torch.from_numpy(np.diff(packed.offsets)), packed.positions is not None)
+    atoms = torch.zeros(mask["atoms"].shape, dtype=torch.int64)
+    atoms[mask["atoms"]] = torch.from_numpy(packed.atoms.astype(np.int64))
+    x = {"atoms": atoms, "bonds": torch.from_numpy(_adjacency(packed, atoms.shape[1]))}
     if packed.positions is not None:
-        positions = np.zeros((*real.shape, 3), dtype=np.float32)
-        positions[real] = packed.positions / np.float32(position_scale)
-        x["positions"], mask["positions"] = torch.from_numpy(positions), torch.from_numpy(real[:, :, None])
+        x["positions"] = torch.zeros(*atoms.shape, 3)
+        x["positions"][mask["atoms"]] = torch.from_numpy(packed.positions) / position_scale
     return x, mask
 
 

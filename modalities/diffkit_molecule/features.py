@@ -75,7 +75,7 @@ def non_backtracking(adjacency: Tensor, length: int) -> list[Tensor]:
 
 
 def components(adjacency: Tensor, real: Tensor) -> Tensor:
-    """Which nodes are connected: (B, N, N) float, 1 where a path (also one of no steps) joins two real nodes."""
+    """Which nodes are connected: (B, N, N) float, 1 where a path of zero or more steps joins two real nodes."""
     reach = adjacency + torch.diag_embed(real)
     steps = 1
     while steps < adjacency.shape[-1] - 1:
@@ -85,6 +85,6 @@ def components(adjacency: Tensor, real: Tensor) -> Tensor:
 
 
 def _saturate(count: Tensor) -> Tensor:
-    """0, 1, 2, ... as 0, 1/2, 2/3, ...: counts of a dense noisy graph are huge, and "some or none" matters most."""
+    """0, 1, 2, ... as 0, 1/2, 2/3, ...: a dense noisy graph has huge counts, and "none or some" matters most."""
     count = count.clamp(min=0)
     return count / (1 + count)

@@ -21,7 +21,7 @@ another split, in the same number, through the same function.
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
 
+from diffkit.report import Metric, Metrics
 from diffkit_molecule.chem import canonical_smiles, check
 from diffkit_molecule.descriptors import CONTINUOUS, COUNTS, NAMES, describe
 from diffkit_molecule.distribution import fcd, kl_continuous, kl_counts
@@ -37,31 +38,6 @@ from diffkit_molecule.stability import edm_stable, kekule_stable
 
 Samples = Sequence[Chem.Mol | None]
 NOT_DECODED = "not decoded"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure, the number ``n`` of things it was counted over, and what they are (``of``). NaN where there is none.
-
-    The unit "share" is a part of one, shown in per cent.
-    """
-
-    value: float
-    n: int
-    of: str
-    unit: str = ""
-
-    def record(self) -> dict[str, Any]:
-        """Fields for a JSON file, which has neither NaN nor infinity."""
-        return asdict(self) | {"value": self.value if math.isfinite(self.value) else None}
-
-    def __str__(self) -> str:
-        if math.isnan(self.value):
-            return "n/a"
-        return f"{100 * self.value:.2f} %" if self.unit == "share" else f"{self.value:.4g} {self.unit}".rstrip()
-
-
-Metrics = dict[str, Metric]
 
 
 def share(hits: Iterable[bool], of: str) -> Metric:
@@ -216,15 +192,3 @@ def _wasserstein(what: str, drawn: ByKind, held_out: ByKind, unit: str) -> Metri
     distance = wasserstein(drawn, held_out)
     of = f"{what} of valid molecules, of kinds that {100 * distance.coverage:.1f} % of those held out have"
     return Metric(distance.value, sum(map(len, drawn.values())), of, unit)
-
-
-def table(columns: Mapping[str, Metrics]) -> str:
-    """Columns of figures (`with_floor`) as aligned text: value and (N) for each, and at the end what N counts."""
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    rows = [("", *columns, "over")]
-    for name in names:
-        found = [column.get(name) for column in columns.values()]
-        cells = ("-" if metric is None else f"{metric} ({metric.n:,})" for metric in found)
-        rows.append((name, *cells, next(metric.of for metric in found if metric is not None)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -2,18 +2,19 @@
 
 Atoms attend to one another with a bias per head that is read from the pairs, as in DiGress (Vignac et al.
 2023, arXiv:2209.14734) and DeFoG (Qin et al. 2025, arXiv:2410.04263). There are N^2 pairs and every pass
-over them is bound by memory, so their track is thin and each layer touches it once: one message per pair, made
-from the pair and from both its atoms, updates the pair, is summed into the atoms (as in EGNN, Satorras et
-al. 2021, arXiv:2102.09844), and weighs the vector between the two in the coordinate update.
+over them is bound by memory, so their track is thin and each layer touches it once: one message per pair,
+made from the pair and both its atoms, updates the pair, is summed into the atoms (as in EGNN, Satorras et al.
+2021, arXiv:2102.09844), biases the attention, and weighs the vector between the two in the coordinate update.
 
-Every step treats (i, j) and (j, i) alike, so pairs stay symmetric; positions enter through distances and
-leave through difference vectors, so the network is equivariant to rotation and reflection and invariant to translation.
-Time and conditions modulate the atom track, with one modulation shared by all layers plus a learned offset
-in each (adaLN-single, PixArt, Chen et al. 2024, arXiv:2310.00426), which keeps nine parameters in ten in the layers.
+(i, j) and (j, i) are treated alike, so pairs stay symmetric. Positions enter through distances and leave
+through difference vectors, so the network is equivariant to rotation and reflection, and translation has no
+effect. Time and conditions modulate the atoms, with one modulation that all layers share and a learned
+offset in each (adaLN-single; PixArt, Chen et al. 2024, arXiv:2310.00426), which costs few parameters. Its
+zero start makes every layer leave the atoms alone at first (adaLN-zero; DiT, Peebles & Xie 2023, arXiv:2212.09748).
 
 Shape suffixes:
-    B: batch      N: atoms             D: atom width      E: pair width     M: message width
-    H: heads      K: width of a head   C: condition width  R: radial basis functions
+    B: batch    N: atoms    D: atom width    E: pair width    M: message width    C: condition width
+    H: heads    O: bond classes    X: a shift, scale and gate for attention and for the MLP, 6 D
 """
 
 from collections.abc import Sequence
@@ -110,19 +111,18 @@ class GraphTransformer(nn.Module):
         real_BN, pair_BNN = mask["atoms"], mask["bonds"]
         c_BNC = self._condition(x, t, condition)
         x_BND, e_BNNE = self._embed(x, t, real_BN, pair_BNN)
-        start_BN3 = None if self.skip is None else masked(x["positions"].float(), real_BN.unsqueeze(-1))
-        r_BN3 = start_BN3
+        r_BN3 = None if self.skip is None else masked(x["positions"].float(), real_BN.unsqueeze(-1))
         modulation_BNX = self.modulation(F.silu(c_BNC))
         for layer in self.layers:
             x_BND, e_BNNE, r_BN3 = layer(x_BND, e_BNNE, r_BN3, modulation_BNX, real_BN, pair_BNN)
         x_BND = self.norm(x_BND)
-        bonds_BNNO = self.bonds(self.message(x_BND, e_BNNE, _distance(r_BN3))).float()
+        bonds_BNNO = self.bonds(self.message(x_BND, e_BNNE, r_BN3)).float()
         out = {
             "atoms": masked(self.atoms(x_BND).float(), real_BN.unsqueeze(-1)),
             "bonds": masked((bonds_BNNO + bonds_BNNO.transpose(1, 2)) / 2, pair_BNN.unsqueeze(-1)),
         }
-        if self.skip is not None and r_BN3 is not None and start_BN3 is not None:
-            r_BN3 = r_BN3 + self.skip(c_BNC).float() * start_BN3
+        if self.skip is not None:
+            r_BN3 = r_BN3 + self.skip(c_BNC).float() * x["positions"].float()
             out["positions"] = ZeroCentreOfMass().project(r_BN3, real_BN.unsqueeze(-1))
         return out
 
@@ -131,19 +131,18 @@ class GraphTransformer(nn.Module):
         unknown = sorted(condition.values.keys() - self.conditions.keys())
         if unknown:
             raise ValueError(f"got conditions {unknown}; expected some of {sorted(self.conditions)}")
-        c_BNC = self.atom_time["atoms"](expand(leaf_time(t, "atoms"), x["atoms"]))
+        c_BNC: Tensor = self.atom_time["atoms"](expand(leaf_time(t, "atoms"), x["atoms"]))
         if self.skip is not None:
             time = expand(leaf_time(t, "positions"), x["positions"])
             c_BNC = c_BNC + self.atom_time["positions"](time.squeeze(-1) if time.ndim else time)
+        absent = torch.zeros(len(x["atoms"]), device=x["atoms"].device)
         for name, embed in self.conditions.items():
-            if name in condition.values:
-                c_BNC = c_BNC + embed(condition.values[name], condition.present[name]).unsqueeze(1)
-            else:
-                c_BNC = c_BNC + embed.null
+            value, present = condition.values.get(name, absent), condition.present.get(name, absent.bool())
+            c_BNC = c_BNC + embed(value, present).unsqueeze(1)
         return c_BNC
 
     def _embed(self, x: State, t: Time, real_BN: Tensor, pair_BNN: Tensor) -> tuple[Tensor, Tensor]:
-        """The tracks (B, N, D) and (B, N, N, E) from the classes, the structure they make, and the bonds' time."""
+        """The tracks (B, N, D) and (B, N, N, E): classes, the structure they make, and the bonds' time."""
         atoms_BN, bonds_BNN = masked(x["atoms"], real_BN), masked(x["bonds"], pair_BNN)
         node, pair = structure(self.orders[bonds_BNN], self.capacity[atoms_BN], real_BN)
         node = torch.cat([F.one_hot(atoms_BN, self.atom_classes + 1), node], dim=-1)
@@ -166,16 +165,16 @@ class Message(nn.Module):
         self.atom = nn.Linear(width, 2 * pair_width)
         nn.init.ones_(self.atom.bias)
 
-    def forward(self, x_BND: Tensor, e_BNNE: Tensor, distance_BNN: Tensor | None) -> Tensor:
+    def forward(self, x_BND: Tensor, e_BNNE: Tensor, r_BN3: Tensor | None) -> Tensor:
         e_BNNE = self.norm(e_BNNE)
-        if self.radial is not None and distance_BNN is not None:
-            e_BNNE = torch.cat([e_BNNE, self.radial(distance_BNN).to(e_BNNE.dtype)], dim=-1)
+        if self.radial is not None and r_BN3 is not None:
+            e_BNNE = torch.cat([e_BNNE, self.radial(_distance(r_BN3)).to(e_BNNE.dtype)], dim=-1)
         a_BNM: Tensor = self.atom(x_BND)
         return F.silu(self.pair(e_BNNE) + a_BNM.unsqueeze(1) * a_BNM.unsqueeze(2))
 
 
 class Layer(nn.Module):
-    """One update of atoms, pairs and positions, each from the tracks as they came in."""
+    """One update of atoms, pairs and positions, from one message per pair."""
 
     def __init__(self, width: int, pair_width: int, heads: int, positions: bool) -> None:
         super().__init__()
@@ -188,6 +187,10 @@ class Layer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width + 2 * pair_width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        if positions:
+            # Atoms start where they are: N pulls in each layer would throw them far out of the data's range.
+            nn.init.zeros_(self.spread.weight[-1:])
+            nn.init.zeros_(self.spread.bias[-1:])
 
     def forward(
         self,
@@ -200,36 +203,39 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation_BNX + self.offset).chunk(6, dim=-1)
         h_BND = self.norm1(x_BND) * (1 + scale1) + shift1
-        m_BNNM = self.message(h_BND, e_BNNE, _distance(r_BN3))
+        m_BNNM = self.message(h_BND, e_BNNE, r_BN3)
         change_BNNE, bias_BNNH, pull_BNN1 = self.spread(m_BNNM).split(self.widths, dim=-1)
         total_BNM = (m_BNNM * pair_BNN.unsqueeze(-1)).sum(2)
         attended_BND = self._attend(h_BND, bias_BNNH, real_BN)
         x_BND = x_BND + gate1 * self.out(torch.cat([attended_BND, total_BNM], dim=-1))
         x_BND = x_BND + gate2 * self.mlp(self.norm2(x_BND) * (1 + scale2) + shift2)
         if r_BN3 is not None:
-            r_BN3 = r_BN3 + _pull(r_BN3, masked(pull_BNN1.float(), pair_BNN.unsqueeze(-1)))
+            r_BN3 = r_BN3 + _pull(r_BN3, masked(pull_BNN1.squeeze(-1).float(), pair_BNN))
         return x_BND, e_BNNE + change_BNNE, r_BN3
 
     def _attend(self, h_BND: Tensor, bias_BNNH: Tensor, real_BN: Tensor) -> Tensor:
-        """Attention with a bias per pair and head. Plain products: no slower than a fused kernel at N < 32."""
+        """Attention with a bias per pair and head; plain products, as no fused kernel is faster at N < 32."""
         q, k, v = rearrange(self.qkv(h_BND), "b n (three h k) -> three b h n k", three=3, h=self.heads)
         # Finite, so that the softmax of a molecule that is all padding is not NaN.
         bias = rearrange(bias_BNNH, "b i j h -> b h i j").masked_fill(~real_BN[:, None, None, :], -1e4)
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias
-        return rearrange(score.softmax(-1).to(v.dtype) @ v, "b h n k -> b n (h k)")
+        attended: Tensor = rearrange(score.softmax(-1).to(v.dtype) @ v, "b h n k -> b n (h k)")
+        return attended
 
 
 def _difference(r_BN3: Tensor) -> Tensor:
     return r_BN3.unsqueeze(2) - r_BN3.unsqueeze(1)
 
 
-def _distance(r_BN3: Tensor | None) -> Tensor | None:
+def _distance(r_BN3: Tensor) -> Tensor:
     """(B, N, N); the small number keeps the gradient of the root finite where atoms coincide."""
-    return None if r_BN3 is None else (_difference(r_BN3).square().sum(-1) + 1e-8).sqrt()
+    return (_difference(r_BN3).square().sum(-1) + 1e-8).sqrt()
 
 
-def _pull(r_BN3: Tensor, pull_BNN1: Tensor) -> Tensor:
-    """Sum over j of pull_ij (r_i - r_j) / (|r_i - r_j| + 1), in float32 (Satorras et al. 2021, with EDM's division)."""
-    difference_BNN3 = _difference(r_BN3)
-    length_BNN1 = (difference_BNN3.square().sum(-1, keepdim=True) + 1e-8).sqrt()
-    return (pull_BNN1 / (length_BNN1 + 1) * difference_BNN3).sum(2)
+def _pull(r_BN3: Tensor, weight_BNN: Tensor) -> Tensor:
+    """Sum over j of w_ij (r_i - r_j) / (|r_i - r_j| + 1): EGNN's update, normalised as in EDM (arXiv:2203.17003).
+
+    Products and a sum rather than a matrix product, which autocast would round to bfloat16.
+    """
+    weight_BNN = weight_BNN / (_distance(r_BN3) + 1)
+    return (weight_BNN.unsqueeze(-1) * _difference(r_BN3)).sum(2)

@@ -20,7 +20,7 @@ from rdkit import Chem
 
 from diffkit_molecule.chem import Graph, Vocabulary, canonical_smiles, mol_to_graph
 from diffkit_molecule.descriptors import CONTINUOUS
-from diffkit_molecule.files import replacing
+from diffkit.files import whole
 
 SPLITS = ("train", "valid", "test", "test_scaffolds")
 MAX_ATOMS = 255
@@ -226,7 +226,7 @@ def save(packed: Packed, path: Path) -> None:
     arrays["vocabulary"] = _text(packed.vocabulary.types)
     if packed.positions is not None:
         arrays["positions"] = packed.positions
-    with replacing(path) as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

@@ -10,7 +10,7 @@ __all__ = ["leaves", "masks"]
 
 def masks(sizes: Tensor, positions: bool) -> dict[str, Tensor]:
     """The masks of molecules of ``sizes`` (B,) atoms: bonds join two real atoms that differ."""
-    atoms = torch.arange(int(sizes.max())) < sizes.unsqueeze(1)
+    atoms = torch.arange(int(sizes.max()) if len(sizes) else 0) < sizes.unsqueeze(1)
     off_diagonal = ~torch.eye(atoms.shape[1], dtype=torch.bool)
     mask = {"atoms": atoms, "bonds": atoms.unsqueeze(1) & atoms.unsqueeze(2) & off_diagonal}
     return mask | ({"positions": atoms.unsqueeze(2)} if positions else {})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffkit.report import table
 from diffkit_molecule import data, distribution, geometry, metrics, stability
 from diffkit_molecule.chem import Vocabulary, canonical_smiles, graph_to_mol
 from rdkit import Chem
@@ -314,7 +315,7 @@ def test_the_table_lines_up_and_states_every_denominator() -> None:
         metrics.Metric(0.975, 10_000, "molecules drawn", "share"),
         metrics.Metric(0.1, 9, "bonds", "angstrom"),
     )
-    lines = metrics.table({"model": {"valid": share, "w1": distance}, "floor": {"valid": share}}).split("\n")
+    lines = table({"model": {"valid": share, "w1": distance}, "floor": {"valid": share}}).split("\n")
     assert lines == [
         "       model             floor             over",
         "valid  97.50 % (10,000)  97.50 % (10,000)  molecules drawn",

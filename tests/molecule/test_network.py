@@ -37,7 +37,7 @@ def build(positions=False, conditions=()):
     )
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter += 0.05 * torch.randn_like(parameter)
     return network.eval()
 
 
@@ -124,20 +124,17 @@ def test_moving_the_molecule_changes_nothing_and_the_centre_stays():
 def test_time_per_sample_per_element_and_per_leaf_agree(case):
     network, x, t, mask = case
     per_element = {
-        k: t.reshape(-1, *(1,) * (v.ndim - 1)).expand_as(v[..., :1] if k == "positions" else v)
-        for k, v in x.items()
+        k: t.reshape(-1, *(1,) * (v.ndim - 1)).expand_as(v[..., :1] if k == "positions" else v) for k, v in x.items()
     }
     per_leaf = dict.fromkeys(x, t)
     expected = network(x, t, Condition(), mask)
     close(network(x, per_element, Condition(), mask), expected)
     close(network(x, per_leaf, Condition(), mask), expected)
-    close(
-        network(x, torch.tensor(0.5), Condition(), mask), network(x, torch.full((3,), 0.5), Condition(), mask)
-    )
+    close(network(x, torch.tensor(0.5), Condition(), mask), network(x, torch.full((3,), 0.5), Condition(), mask))
 
 
 def test_time_of_one_bond_matters(case):
-    network, x, t, mask = case
+    network, x, _, mask = case
     times = {k: torch.full(v.shape[:1], 0.5) for k, v in x.items()}
     times["bonds"] = torch.full(x["bonds"].shape, 0.5)
     before = network(x, times, Condition(), mask)["bonds"]
@@ -186,7 +183,8 @@ def test_bfloat16_autocast_stays_close(case):
     with torch.autocast("cpu", torch.bfloat16):
         out = network(x, t, Condition(), mask)
     assert all(v.dtype == torch.float32 for v in out.values())
-    close(out, network(x, t, Condition(), mask), 0.15)
+    for name, expected in network(x, t, Condition(), mask).items():
+        assert (out[name] - expected).norm() < 0.1 * expected.norm()
 
 
 def ring(size):

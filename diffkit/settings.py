@@ -1,0 +1,53 @@
+"""How samples are drawn.
+
+A recipe's ``sampling`` node, the keywords of `Model.generate` and the flags of the command line all come down to this,
+and ``run.json`` records it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from diffkit.modality import Request
+
+__all__ = ["Node", "Settings"]
+
+Node: TypeAlias = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are drawn. Equal settings give equal samples, but for the rounding of ``batch_size`` and ``precision``.
+
+    Args:
+        steps: of the time grid, at least 1.
+        sampler, grid: registry names, or nodes with options.
+        guidance: scale s of u + s (c - u); 1 is none.
+        interval: times within which guidance acts.
+        request: what is asked for.
+        negative: what to steer away from.
+        seed: any integer.
+        batch_size: samples per network call.
+        precision: "32" or "bf16" (matrix products in bfloat16).
+    """
+
+    steps: int
+    sampler: Node
+    grid: Node
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    request: Request = Request()
+    negative: Request | None = None
+    seed: int = 0
+    batch_size: int = 256
+    precision: str = "32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"got a batch size of {self.batch_size}; expected at least 1")
+        if self.precision not in ("32", "bf16"):
+            raise ValueError(f"got precision '{self.precision}'; expected 32 or bf16")
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return asdict(self)
