@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from PIL import Image
 from rich import get_console
 from rich.progress import BarColumn, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
@@ -65,8 +66,8 @@ class WholeFile(TorchCheckpointIO):
 class Averaged:
     """A model beside the one in training, to be given the weights that are to be used.
 
-    Those are the average's, or the raw ones where a run has none. As a model of its own it can be called in any mode and
-    batch shape: nothing of the training, its compiled graphs included, takes notice.
+    Those are the average's, or the raw ones where a run has none. As a model of its own it can be called in any mode
+    and batch shape: nothing of the training, its compiled graphs included, takes notice.
     """
 
     def __init__(self, recipe: Mapping[str, Any]) -> None:
@@ -135,16 +136,16 @@ class Finite(Callback):
         wrong = wrong or not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters())
         if trainer.strategy.reduce_boolean_decision(wrong, all=False):
             raise ValueError(
-                f"got a loss or a weight that is not a finite number by step {trainer.global_step}; expected finite ones: "
-                "start a new run with a lower training.learning_rate, a longer training.warmup or precision 32-true"
+                f"got a loss or weight that is not a finite number at step {trainer.global_step}; start a new run with "
+                "a lower training.learning_rate, a longer training.warmup or trainer.precision=32-true"
             )
 
 
 class Saver(Checkpoint):
     """Writes ``last.ckpt`` and the exported model: every ``every`` steps, after the last one, and when asked to stop.
 
-    At a step that is followed by a validation (every ``validate_every``) it waits for that: a run taken up there neither
-    misses nor repeats it.
+    At a step that is followed by a validation (every ``validate_every``) it waits for that: a run taken up there
+    neither misses nor repeats it.
     """
 
     def __init__(
@@ -198,17 +199,20 @@ class Saver(Checkpoint):
         if stop or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._save(trainer)
         if stop and trainer.global_step < trainer.max_steps:
-            raise Interrupted(f"stopped after step {trainer.global_step}; {self.file} resumes it: give the same command")
+            raise Interrupted(
+                f"stopped after step {trainer.global_step}, saved to {self.file}; the same again resumes it"
+            )
 
     def _save(self, trainer: L.Trainer) -> None:
         self.finite.check(trainer)
         self._measure(trainer)
-        kept = f"the checkpoint of step {self._exported} is kept" if self._exported > 0 else "nothing was saved"
         try:
             trainer.save_checkpoint(self.file)
             self._export(trainer)
         except OSError as error:
-            raise OSError(f"cannot write step {trainer.global_step} to {self.folder}: {error.strerror}; {kept}") from error
+            reason = error.strerror or str(error)
+            kept = f"that of step {self._exported} is kept" if self._exported > 0 else "there is none yet"
+            raise OSError(f"cannot write the checkpoint {self.file}: {reason}; {kept}") from error
 
     def _measure(self, trainer: L.Trainer) -> None:
         now = time.monotonic()
@@ -253,7 +257,8 @@ class Preview(Callback):
         result = model.generate(PREVIEW_SAMPLES).save(self.folder)["result"]
         if isinstance(trainer.logger, TensorBoardLogger):
             picture = np.asarray(Image.open(self.folder / "preview.png").convert("RGB"))
-            trainer.logger.experiment.add_image("samples", picture, trainer.global_step, dataformats="HWC")
+            step = trainer.global_step - 1  # Lightning numbers what it logs by the step that was done
+            trainer.logger.experiment.add_image("samples", picture, step, dataformats="HWC")
         return {f"samples/{name}": float(count) for name, count in result.items() if isinstance(count, int | float)}
 
 
@@ -261,12 +266,13 @@ class _Steps(ProgressColumn):
     """Optimiser steps done and to do, and samples per second."""
 
     def __init__(self, batches_per_step: int, samples_per_batch: float) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.batches_per_step, self.samples_per_batch = batches_per_step, samples_per_batch
 
     def render(self, task: Task) -> Text:
         done, total = (int(n or 0) // self.batches_per_step for n in (task.completed, task.total))
-        return Text(f"{done:,}/{total:,} steps  {(task.speed or 0) * self.samples_per_batch:,.0f} samples/s")
+        speed = (task.speed or 0) * self.samples_per_batch
+        return Text(f"{done:,}/{total:,} steps  {speed:,.0f} samples/s")
 
 
 class Bar(RichProgressBar):
@@ -283,7 +289,7 @@ class Bar(RichProgressBar):
 
     def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
         parts = trainer.accumulate_grad_batches
-        return [BarColumn(), _Steps(parts, self.batch_size / parts), TimeElapsedColumn(), TimeRemainingColumn()]
+        return [BarColumn(10), _Steps(parts, self.batch_size / parts), TimeElapsedColumn(), TimeRemainingColumn()]
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The loss, read seldom: to read it is to wait for the device."""
@@ -294,5 +300,7 @@ class Bar(RichProgressBar):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero:
-            values = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
-            get_console().print(f"step {trainer.global_step}  {values}", highlight=False, soft_wrap=True)
+            metrics = trainer.callback_metrics.items()
+            said = [f"{k} {float(v):.4g}" for k, v in metrics if k.endswith("/loss") or k.startswith("samples/")]
+            line = "  ".join([f"step {trainer.global_step:,}", *said])
+            get_console().print(line, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def _own_file(recipe: Mapping[str, Any]) -> bool:
 
 def _data(recipe: Mapping[str, Any]) -> str:
     if _own_file(recipe):
-        return f"A file of the user's own, `{Path(recipe['data']['path']).name}`; its terms decide on the use of the weights."
+        file = Path(recipe["data"]["path"]).name
+        return f"A file of the user's own, `{file}`; its terms decide on the use of the weights."
     source = recipe["data"].get("source", "")
     return str(recipe.get("card", {}).get("sources", {}).get(source) or source or "Not stated.")
 
@@ -123,6 +125,7 @@ def _versions() -> dict[str, str]:
     return found | ({"commit": commit} if (commit := _commit()) else {})
 
 
+@cache
 def _commit() -> str:
     """The commit of diffkit's own checkout, marked if files were changed since; empty if it is not one."""
     root = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from diffkit.callbacks import (
 from diffkit.data import Batches, StepSampler
 from diffkit.modality import Batch, Dataset, find_modality
 from diffkit.model import Model
+from diffkit.naming import nearest
 from diffkit.training import EMA, DiffusionModule, Optimisation
 
 __all__ = ["Loaders", "Run", "fit", "prepare"]
@@ -88,7 +89,8 @@ class Loaders(L.LightningDataModule):
         assert self.trainer is not None
         size, ranks = self.options["batch_size"], self.trainer.world_size
         steps = max(1, min(len(self.valid) // size, 16))
-        return self._loader(self.valid, StepSampler(len(self.valid), size, 0, 0, steps, self.trainer.global_rank, ranks))
+        batches = StepSampler(len(self.valid), size, 0, 0, steps, self.trainer.global_rank, ranks)
+        return self._loader(self.valid, batches)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -105,7 +107,7 @@ class Loaders(L.LightningDataModule):
         )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -124,8 +126,8 @@ def prepare(recipe: Mapping[str, Any]) -> Run:
     Raises:
         ValueError: for a name or an option that does not exist, or a split without data.
     """
-    fields = dict(recipe["modality"])
-    adapter = find_modality(fields.pop("name"))(**fields)
+    node = dict(recipe["modality"])
+    adapter = find_modality(node.pop("name"))(**node)
     train, valid = (adapter.dataset(split, **recipe["data"]) for split in ("train", "valid"))
     for split, dataset in (("train", train), ("valid", valid)):
         if len(dataset) == 0:
@@ -134,9 +136,18 @@ def prepare(recipe: Mapping[str, Any]) -> Run:
     options = recipe["training"]
     L.seed_everything(options["seed"], verbose=False)
     model = Model.of(recipe)
-    learning = Optimisation(**{k: v for k, v in options.items() if k not in _RUN})
-    module = DiffusionModule(model.network, model.denoiser, learning, registry.build("times", options["times"]))
+    times = registry.build("times", options["times"])
+    module = DiffusionModule(model.network, model.denoiser, _optimisation(options), times)
     return Run(model, module, Loaders(train, valid, options))
+
+
+def _optimisation(options: Mapping[str, Any]) -> Optimisation:
+    """What of the ``training`` node is about the weights."""
+    known = [field.name for field in fields(Optimisation)]
+    for name in options:
+        if name not in (*known, *_RUN):
+            raise ValueError(f"got training.{name}, which does not exist{nearest(name, (*known, *_RUN))}")
+    return Optimisation(**{name: value for name, value in options.items() if name in known})
 
 
 def fit(
@@ -164,7 +175,7 @@ def fit(
         OSError: if something cannot be written; what was saved before is then as it was.
         KeyboardInterrupt: if the run was asked to stop, with where it was saved.
     """
-    first = rank_zero_only.rank == 0
+    first = getattr(rank_zero_only, "rank", 0) == 0
     if first:
         runs.claim(folder)
     run = prepare(recipe)
@@ -221,8 +232,8 @@ def _callbacks(
         yield EMA(options["ema"])
     elif options["ema"] is not None:
         warnings.warn(
-            f"no moving average with trainer.strategy={strategy}: sharded weights cannot be averaged, so the exported ones "
-            "are those of the last step; ddp has the average",
+            f"no moving average with trainer.strategy={strategy}: it cannot be taken of sharded weights, and the "
+            "exported ones are those of the last step; ddp has it",
             stacklevel=1,
         )
     averaged, stop, finite = Averaged(recipe), Stop(), Finite(recipe["trainer"]["log_every_n_steps"])

@@ -50,7 +50,9 @@ def _pack(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]
     """The two counter words that name each element of ``shape`` by its coordinates, whatever the sizes."""
     bits = 64 // max(len(shape), 1)
     if any(size > 1 << min(bits, 62) for size in shape):
-        raise ValueError(f"got a leaf of shape {shape}; expected at most 2^{bits} elements along each dimension")
+        raise ValueError(
+            f"got a leaf of shape {shape}, its last axis in blocks of four; expected at most 2^{bits} along each axis"
+        )
     low = high = torch.zeros((), dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
         coordinate = torch.arange(size, device=device).reshape(-1, *(1,) * (len(shape) - axis - 1))

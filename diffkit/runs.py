@@ -1,6 +1,6 @@
 """Run folders: which folder may be written to, what was begun in it, and from where it can be taken up."""
 
-import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ def claim(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if strange and not (folder / RECIPE).exists():
-        raise ValueError(f"got the run folder {folder}, which holds other files ({strange[0]}); expected a new or empty one")
+        raise ValueError(
+            f"got the run folder {folder}, which holds something else ({strange[0]}); expected a new or an empty one"
+        )
 
 
 def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
@@ -43,6 +45,8 @@ def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
         changed = ", ".join(f"{key}={after} (was {before})" for key, before, after in differences(old, new))
         if changed:
             raise ValueError(f"got {changed} for the run in {folder}; expected its own recipe, or another folder")
+    for remains in folder.glob(f".{Path(LAST).stem}-*"):
+        remains.unlink()  # of a run that was killed while it saved
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -67,9 +71,11 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     path = folder / LAST
     if not path.exists():
         return None
-    try:
-        return path, int(torch.load(path, weights_only=True, mmap=True)["global_step"])
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError):
-        raise ValueError(
-            f"got {path}, which is cut short or not a checkpoint; remove it to train from the start, or use another folder"
-        ) from None
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's guesses at what is wrong
+        try:
+            return path, int(torch.load(file, map_location="cpu", weights_only=True)["global_step"])
+        except Exception:  # of half a dozen kinds, depending on what is wrong with the file
+            raise ValueError(
+                f"got {path}, which is cut short or no checkpoint; remove it to start again, or use another folder"
+            ) from None

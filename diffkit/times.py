@@ -19,14 +19,22 @@ class Times(Protocol):
     """Draws the times of one training step."""
 
     def __call__(self, noise: Noise, places: Tensor, total: int) -> Tensor:
-        """Times (B,) in (0, 1) of the samples at ``places`` (B,) of a global batch of ``total``; equal noise on all ranks."""
+        """Times (B,) in (0, 1).
+
+        Args:
+            noise: of the step, equal on all ranks.
+            places: (B,) of the samples in the step's whole batch.
+            total: samples of that batch.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Times even in (0, 1): one uniform draw a step, shifted by 1/B from sample to sample (Kingma et al. 2021, VDM,
-    appendix I.1), which takes most of the variance of the loss over time away."""
+    """Times even in (0, 1): one uniform draw a step, shifted by 1/B from sample to sample.
+
+    That takes most of the variance of the loss over time away (Kingma et al. 2021, VDM, appendix I.1).
+    """
 
     def __call__(self, noise: Noise, places: Tensor, total: int) -> Tensor:
         shift = noise.uniform("time", ())[:1]
@@ -35,7 +43,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """sigmoid(location + scale z), z the normal quantile of even times (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
+    """sigmoid(location + scale z), z normal quantiles of even times (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
 
     location: float = 0.0
     scale: float = 1.0

@@ -5,8 +5,8 @@ One step: draw a time per sample, corrupt the data, call the network, and add up
     loss = sum_leaf weight_leaf  mean_samples mean_elements loss_leaf(output, x_0, x_t, t)
 
 where the inner mean is over the real elements of a sample. Means of equal parts make the loss, hence the
-gradient, independent of how a batch is cut into ranks or accumulated parts. Every random number of a step is a function of
-(seed, step, item): a resumed run repeats the unbroken one.
+gradient, independent of how a batch is cut into ranks or accumulated parts. Every random number of a step is a
+function of (seed, step, item): a resumed run repeats the unbroken one.
 
 The EMA is Lightning's weight averaging. In its checkpoints ``state_dict`` holds the averaged weights and
 ``current_model_state`` the raw ones.

@@ -21,8 +21,8 @@ FLOORS = (
     {"denoiser"},
     {"guidance"},
     {"grid", "samplers", "sample"},
-    {"inventory", "report", "modality", "registry", "testing"},
-    {"data", "settings", "samples", "model", "checkpoint", "card", "training", "callbacks", "runs", "fit"},
+    {"inventory", "report", "registry", "modality", "data", "testing"},
+    {"settings", "samples", "model", "checkpoint", "card", "training", "callbacks", "runs", "fit"},
     {"recipe", "cli", "__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _place(given, rest)
         return int(given.run(given) or 0)
-    except KeyboardInterrupt:
-        print("diffkit: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"diffkit: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("DIFFKIT_DEBUG"):

@@ -1,6 +1,8 @@
 """``diffkit train``: a recipe through Lightning."""
 
 import argparse
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,14 @@ def run(given: argparse.Namespace) -> int:
         return 0
     from diffkit.fit import fit
 
-    folder = given.out or Path("runs") / given.recipe / datetime.now().strftime("%Y%m%d-%H%M%S")
-    fit(recipe, folder)
-    print(f"model: {folder / 'model'}\n  diffkit generate {given.recipe.split('/')[0]} --model {folder}")
+    folder = given.out or _folder(given.recipe)
+    model = fit(recipe, folder, command=" ".join(["diffkit", *sys.argv[1:]]), quiet=given.quiet)
+    if model is not None:  # the first of several processes
+        print(f"{folder / 'model'}\n  diffkit generate {given.recipe.split('/')[0]} --model {folder}")
     return 0
+
+
+def _folder(recipe: str) -> Path:
+    """A new run folder named by the time; the processes that a distributed run starts take their parent's."""
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(os.environ.setdefault("DIFFKIT_RUN", str(Path("runs") / recipe / now)))

@@ -31,7 +31,7 @@ from diffkit.typing import Masks, State
 
 __all__ = ["check_guidance", "check_sampler", "convergence", "mixed", "molecules"]
 
-NOISY, CLEAN = 3.0, -3.0
+NOISY, CLEAN = 2.5, -3.0
 """log(sigma / alpha) where convergence is measured from and to."""
 
 
@@ -78,9 +78,10 @@ def molecules(width: int = 4) -> Case:
     Their atoms, symmetric bonds and centred positions are under three schedules.
     """
     noise = Noise.of(3, 2)
-    positions = Normals(2 * noise.normal("m", (6, 3), torch.float64), torch.full((2, 1, 1), 0.5).double())
-    atoms = Classes(noise.normal("a", (6, 3), torch.float64).mul(1.5).softmax(-1))
-    upper = noise.normal("b", (6, 6, 2), torch.float64).mul(1.5).softmax(-1)
+    # the components overlap, so that at half time every label still has its say
+    positions = Normals(0.4 * noise.normal("m", (6, 3), torch.float64), torch.full((2, 1, 1), 0.7).double())
+    atoms = Classes(noise.normal("a", (6, 3), torch.float64).mul(0.7).softmax(-1))
+    upper = noise.normal("b", (6, 6, 2), torch.float64).mul(0.5).softmax(-1)
     weights = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=torch.float64)
     mixture = Mixture(weights, {"positions": positions, "atoms": atoms, "bonds": Classes(upper)})
     process = Product(

@@ -1,6 +1,6 @@
-"""A stranger's data type, small enough to train in a second: a colour, one of three, and a point in the plane beside it.
+"""A stranger's data type, small enough to train in a second: a colour, one of three, and a point in the plane.
 
-Its network has dropout, and its data a condition that is sometimes missing, so that all of a step's random numbers are drawn.
+Its network has dropout, and its data a condition that is sometimes missing: a step draws every kind of random number.
 """
 
 import math

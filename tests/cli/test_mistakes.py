@@ -1,0 +1,130 @@
+"""A person's mistake is one line that says what was given and what would do, and an exit code; nothing is left half done."""
+
+import pickle
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffkit.cli import main
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr of a command that fails."""
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+    assert code not in (0, None)
+    said = capsys.readouterr().err.strip().split("\n")
+    assert "Traceback" not in said[-1]
+    assert len([line for line in said if "error:" in line]) == 1
+    return said[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "molecul"], "did you mean 'molecule'?"),
+        (["generate", "molecule", "--sampler", "ddmi"], "did you mean 'ddim'?"),
+        (["generate", "molecule", "--sampler", "ddim:etta=1"], "etta"),
+        (["generate", "molecule", "--sampler", "ddim:eta=2"], "expected a number from 0"),
+        (["generate", "molecule", "--grid", "karas"], "did you mean 'karras'?"),
+        (["generate", "molecule", "--seeed", "1"], "did you mean '--seed'?"),
+        (["generate", "molecule", "-n", "0"], "expected a whole number, 1 or more"),
+        (["generate", "molecule", "--steps", "0"], "expected a whole number, 1 or more"),
+        (["generate", "molecule", "--guidance", "3"], "leave guidance out"),
+        (["generate", "molecule", "--condition", "gap=1"], "this model takes no conditions"),
+        (["generate", "molecule", "--condition", "gap"], "expected NAME=VALUE"),
+        (["generate", "molecule", "a small alcohol"], "--condition NAME=VALUE"),
+        (["generate", "molecule", "--interval", "1", "0", "--guidance", "2"], "0 <= low <= high <= 1"),
+        (["generate", "molecule", "--device", "gpu0"], "expected cpu, cuda or mps"),
+        (["generate", "molecule", "--negative", "gap=1"], "guidance above 1"),
+    ],
+)
+def test_a_wrong_request_names_what_would_do(
+    arguments: list[str], said: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert said in complaint(capsys, *arguments, "--model", model, "--out", out)
+    assert not list(out.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "molecule/qm8"], "did you mean 'molecule/qm9'?"),
+        (["train", "molecule/qm9", "trainin.steps=1"], "trainin.steps"),
+        (["train", "molecule/qm9", "--stpes=1"], "which this command does not take"),
+        (["list", "sampler"], "did you mean 'samplers'?"),
+        (["evaluate", "molecul"], "did you mean 'molecule'?"),
+        (["generate", "molecule", "--model", "molecule/qm8"], "expected a folder with model.safetensors"),
+        (["generat"], "invalid choice"),
+    ],
+)
+def test_a_wrong_name_lists_what_exists(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in complaint(capsys, *arguments)
+
+
+def damaged(model: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(model, folder / "damaged"))
+
+
+def test_a_truncated_checkpoint(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = damaged(model, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "not a whole safetensors file" in complaint(capsys, "generate", "molecule", "--model", folder)
+
+
+def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
+
+    folder = damaged(model, tmp_path)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    assert "pickled checkpoints are not loaded" in complaint(capsys, "generate", "molecule", "--model", folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_recipe_cannot_name_code(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = damaged(model, tmp_path)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("schedule: flow", "schedule: os.system", 1))
+    assert "got schedule 'os.system'" in complaint(capsys, "generate", "molecule", "--model", folder)
+    recipe.write_text("!!python/object/apply:os.system ['true']")
+    assert "is not YAML" in complaint(capsys, "generate", "molecule", "--model", folder)
+
+
+def test_weights_of_another_recipe(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = damaged(model, tmp_path)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("width: 32", "width: 64"))
+    assert "do not fit" in complaint(capsys, "generate", "molecule", "--model", folder)
+
+
+def test_an_output_folder_that_is_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("mine")
+    said = complaint(capsys, "generate", "molecule", "--model", model, "--out", tmp_path / "out")
+    assert "File exists" in said
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_what_was_there(model: Path, tmp_path: Path, diffkit) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "molecules.csv").write_text("of an earlier run\n")
+    limit = (200, 200)  # bytes that a file may have: the next one fails as on a full disk
+    ended = diffkit(
+        "generate", "molecule", "--model", model, "--out", tmp_path, "-n", 8,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "File too large" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "molecules.csv").read_text() == "of an earlier run\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["molecules.csv"]

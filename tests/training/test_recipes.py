@@ -1,0 +1,54 @@
+"""Every recipe trains: with a small network, on data that ships, and with no network connection."""
+
+from pathlib import Path
+
+import pytest
+
+from diffkit import checkpoint
+from diffkit.cli import main
+from diffkit.inventory import recipe_names
+
+SHORT = [
+    "training.steps=3",
+    "training.batch_size=4",
+    "training.compile=false",
+    "training.validate_every=3",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "sampling.steps=3",
+]
+SMALL = {"molecule": ["data.source=sample", "network.width=32", "network.pair_width=8", "network.layers=2"]}
+OTHER = {"molecule/moses": ["modality.vocabulary=[]"]}  # the sample has other atoms
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a recipe on shipped data asked for the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("diffkit_molecule.sources._download", refuse)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_trains_and_its_model_generates(name: str, tmp_path: Path) -> None:
+    overrides = [*SHORT, *SMALL[name.split("/")[0]], *OTHER.get(name, [])]
+    assert main(["train", name, *overrides, "--quiet", "--out", str(tmp_path)]) == 0
+    assert len(checkpoint.load(tmp_path).generate(4)) == 4
+
+
+def test_molecules_of_ones_own_with_a_property_to_ask_for(tmp_path: Path) -> None:
+    smiles = ["C" * n + end for n in range(1, 12) for end in ("O", "N", "F", "C=O")]
+    (tmp_path / "mine.smi").write_text("\n".join(smiles))
+    own = [f"data.path={tmp_path / 'mine.smi'}", "modality.vocabulary=[]", "modality.conditions=[logp]"]
+    overrides = [*SHORT, *SMALL["molecule"], *own]
+    assert main(["train", "molecule/qm9", *overrides, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    model = checkpoint.load(tmp_path / "run")
+    assert model.recipe["modality"]["statistics"]["vocabulary"] == ["C", "O", "F", "N"]
+    assert len(model.generate(4, condition={"logp": 1.0}, guidance=2.0)) == 4
+
+
+def test_a_mistyped_override_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "molecule/sample", "training.lerning_rate=1", "--out", str(tmp_path / "run")]) == 1
+    assert "lerning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
