@@ -293,8 +293,9 @@ class Bar(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """The loss, read seldom: to read it is to wait for the device."""
-        if not self._shown or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._shown = {"loss": float(trainer.callback_metrics["train/loss"])}
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            loss = trainer.callback_metrics.get("train/loss")
+            self._shown = {} if loss is None else {"loss": float(loss)}
         return self._shown
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Dataset, Example
 
-__all__ = ["Batches", "StepSampler", "collate", "pad"]
+__all__ = ["Batches", "Sealed", "StepSampler", "collate", "pad"]
 
 
 def pad(tensors: Sequence[Tensor]) -> Tensor:
@@ -40,6 +40,28 @@ def collate(items: Sequence[tuple[int, Example]]) -> Batch:
         condition=Condition({k: torch.nan_to_num(v) for k, v in values.items()}, present),
         index=torch.tensor([number for number, _ in items]),
     )
+
+
+class Sealed:
+    """A batch that trainers hand on without looking inside.
+
+    Sharded training would round the numbers of a dataclass to the precision of the weights, noise-free data included.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def to(self, device: torch.device) -> "Sealed":
+        """On ``device``; from pinned memory without waiting for it."""
+        return self._each(lambda v: v.to(device, non_blocking=v.is_pinned()))
+
+    def pin_memory(self) -> "Sealed":
+        """In memory that a GPU can fetch from by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Sealed":
+        leaves, masks = ({k: function(v) for k, v in tensors.items()} for tensors in (self.batch.x, self.batch.mask))
+        return Sealed(Batch(leaves, masks, self.batch.condition.map(function), function(self.batch.index)))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@ r"""Denoiser: a network and the process it was trained for, as a statement about
 
 The network's contract is ``network(x, t, condition, mask) -> {leaf: output}``. What it sees is the denoiser's
 business alone: the time code (t itself or the log-SNR) and the scale of its input. Both training
-and sampling go through ``output``, so they cannot differ. Where leaves may have different times or time codes, the network
-is given a mapping of times; with one leaf it is always given a tensor.
+and sampling go through ``output``, so they cannot differ. Where leaves may have different times or time codes, the
+network is given a mapping of times; with one leaf it is always given a tensor.
 
 A denoiser can *serve* another process than it was trained for. For a Gaussian leaf, two schedules at equal
 log-SNR hold the same x_t up to a factor, so the time is matched and x_t rescaled; a categorical leaf is
@@ -105,8 +105,8 @@ class Denoiser:
         kinds = {k: _kind(p) for k, p in trained.leaves.items()}, {k: _kind(p) for k, p in process.leaves.items()}
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"got a process of {kinds[1]} for a network trained on {kinds[0]}; expected other schedules and nothing "
-                "else: a network cannot serve leaves, spaces or noise that it has not seen"
+                f"got a process of {kinds[1]} for a network trained on {kinds[0]}; expected other schedules and "
+                "nothing else: a network cannot serve leaves, spaces or noise that it has not seen"
             )
         return Denoiser(self.network, process, trained, self.time_code, self.input_scale)
 

@@ -43,8 +43,8 @@ from diffkit.callbacks import (
     Stop,
     WholeFile,
 )
-from diffkit.data import Batches, StepSampler
-from diffkit.modality import Batch, Dataset, find_modality
+from diffkit.data import Batches, Sealed, StepSampler
+from diffkit.modality import Dataset, find_modality
 from diffkit.model import Model
 from diffkit.naming import nearest
 from diffkit.training import EMA, DiffusionModule, Optimisation
@@ -59,8 +59,10 @@ _NOISE = (
     ".*does not have many workers.*",
     ".*your dataloader is not resumable.*",  # it is: StepSampler
     ".*is smaller than the logging interval.*",
+    ".*use `self.log\\('samples/.*sync_dist=True.*",  # the samples are drawn by one process
     ".*LeafSpec.* is deprecated.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*torch._prims_common.check.*",
 )
 
 
@@ -71,7 +73,7 @@ class Loaders(L.LightningDataModule):
         super().__init__()
         self.train, self.valid, self.options = train, valid, options
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         parts = self.trainer.accumulate_grad_batches
         batches = StepSampler(
@@ -85,30 +87,33 @@ class Loaders(L.LightningDataModule):
         )
         return self._loader(self.train, batches)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         size, ranks = self.options["batch_size"], self.trainer.world_size
         steps = max(1, min(len(self.valid) // size, 16))
         batches = StepSampler(len(self.valid), size, 0, 0, steps, self.trainer.global_rank, ranks)
         return self._loader(self.valid, batches)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
-
-    def _loader(self, dataset: Dataset, batches: StepSampler) -> DataLoader[Batch]:
+    def _loader(self, dataset: Dataset, batches: StepSampler) -> DataLoader[Any]:
         workers = self.options["workers"]
         return DataLoader(
             Batches(dataset),
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=_seal,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the one that trains is to answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _seal(batch: Any) -> Sealed:
+    return Sealed(batch)
 
 
 @dataclass(frozen=True)
@@ -175,11 +180,10 @@ def fit(
         OSError: if something cannot be written; what was saved before is then as it was.
         KeyboardInterrupt: if the run was asked to stop, with where it was saved.
     """
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    if first:
+    if _is_first():
         runs.claim(folder)
     run = prepare(recipe)
-    if first:
+    if _is_first():
         runs.begin(folder, run.model.recipe)
     last = runs.last_checkpoint(folder)
     with _hushed(), _interruptible():
@@ -187,7 +191,12 @@ def fit(
         if recipe["training"]["compile"]:
             run.model.network.compile()
         trainer.fit(run.module, run.loaders, ckpt_path=last and last[0], weights_only=True)
-    return checkpoint.load(folder / "model") if first else None
+    return checkpoint.load(folder / "model") if _is_first() else None
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the run's processes, or will be: asked before they are started, too."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _trainer(
@@ -230,7 +239,7 @@ def _callbacks(
     has_average = options["ema"] is not None and "fsdp" not in strategy
     if has_average:
         yield EMA(options["ema"])
-    elif options["ema"] is not None:
+    elif options["ema"] is not None and _is_first():
         warnings.warn(
             f"no moving average with trainer.strategy={strategy}: it cannot be taken of sharded weights, and the "
             "exported ones are those of the last step; ddp has it",
@@ -259,8 +268,10 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except Interrupted as stopped:
+        if not _is_first():
+            raise SystemExit(0) from None  # Lightning takes another exit code of its processes for a crash
         raise KeyboardInterrupt(str(stopped)) from None
-    except SystemExit:
+    except SystemExit:  # Lightning's answer to KeyboardInterrupt
         raise KeyboardInterrupt from None
     finally:
         if main:

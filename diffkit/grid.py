@@ -39,8 +39,10 @@ def _check_steps(steps: int) -> None:
 
 @dataclass(frozen=True)
 class Power:
-    """Times u^power at even u; power 1 is even in time, 2 takes finer steps near the data
-    (the 'polydec' time distortion of DeFoG, Qin et al. 2024, arXiv:2410.04263, section 4)."""
+    """Times u^power at even u; power 1 is even in time, 2 takes finer steps near the data.
+
+    The latter is the 'polydec' time distortion of DeFoG (Qin et al. 2024, arXiv:2410.04263, section 4).
+    """
 
     power: float = 1.0
 
@@ -67,8 +69,10 @@ class LogSNR:
 
 @dataclass(frozen=True)
 class Karras:
-    """Noise-to-signal ratios even in their rho-th root from ``sigma_max`` to ``sigma_min``, then a step to 0
-    (Karras et al. 2022, arXiv:2206.00364, eq. 5). Ratios beyond the schedule's own are cut to it."""
+    """Noise-to-signal ratios even in their rho-th root from ``sigma_max`` to ``sigma_min``, then a step to 0.
+
+    Karras et al. (2022, arXiv:2206.00364, eq. 5). Ratios beyond the schedule's own are cut to it.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0

@@ -34,7 +34,8 @@ class ClassifierFree:
     Args:
         scale: 1 is no guidance.
         negative: what to steer away from; None is the empty condition. Its batch may be 1.
-        interval: (low, high) times, ends included, within which guidance acts; outside, the conditional estimate stands.
+        interval: (low, high) times, ends included, within which guidance acts; outside, the conditional estimate
+            stands.
     """
 
     scale: float = 2.0

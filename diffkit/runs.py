@@ -40,7 +40,7 @@ def begin(folder: Path, recipe: Mapping[str, Any]) -> None:
     """
     path = folder / RECIPE
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    if path.exists():
+    if path.exists() and (folder / LAST).exists():  # before the first checkpoint there is nothing to fall out with
         old, new = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
         changed = ", ".join(f"{key}={after} (was {before})" for key, before, after in differences(old, new))
         if changed:

@@ -76,6 +76,7 @@ class Samples:
             OSError: if something cannot be written; a file that was there before is then as it was.
         """
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         run = self._run() | facts | {"result": dict(self.modality.view(self.records, folder))}
         if self.steps:
             with whole(folder / "trajectory.safetensors") as part:

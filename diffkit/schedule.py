@@ -125,7 +125,7 @@ class VPTable(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """alpha^2 proportional to cos^2((t + s) / (1 + s) pi / 2), ending in pure noise (Nichol & Dhariwal 2021, eq. 17)."""
+    """alpha^2 proportional to cos^2((t + s) / (1 + s) pi / 2): ends in pure noise (Nichol & Dhariwal 2021, eq. 17)."""
 
     s: float = 0.008
 

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from diffkit.condition import Condition
+from diffkit.data import Sealed
 from diffkit.denoiser import Denoiser
 from diffkit.modality import Batch
 from diffkit.noise import Noise
@@ -104,7 +105,7 @@ class EMA(WeightAveraging):
 
 
 class DiffusionModule(L.LightningModule):
-    """A denoiser in training. Batches are `diffkit.modality.Batch`."""
+    """A denoiser in training."""
 
     def __init__(
         self,
@@ -139,23 +140,26 @@ class DiffusionModule(L.LightningModule):
         p = self.options.condition_dropout
         return condition.drop({k: noise.uniform(f"drop/{k}", ()) < p for k in condition.values})
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, sealed: Sealed, batch_index: int) -> Tensor:
+        batch = sealed.batch
         # A network's own dropout draws from torch's generator: it too has to repeat in a resumed run.
         torch.manual_seed(hash((self.options.seed, batch_index, self.global_rank)))
         noise = Noise(self.options.seed, batch.index).fold("train", self.global_step)
         parts = self.trainer.accumulate_grad_batches
         return self._step(batch, noise, "train", batch_index % parts, parts)
 
-    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
-        return self._step(batch, Noise(self.options.seed, batch.index).fold("valid"), "valid")
+    def validation_step(self, sealed: Sealed, batch_index: int) -> Tensor:
+        return self._step(sealed.batch, Noise(self.options.seed, sealed.batch.index).fold("valid"), "valid")
 
     def _step(self, batch: Batch, noise: Noise, stage: str, part: int = 0, parts: int = 1) -> Tensor:
         """The loss of this rank's share of ``part`` of ``parts`` of a step's batch."""
         losses = self.losses(batch, self._times(noise, part, parts), noise)
         means = {k: loss.mean() for k, loss in losses.items()}
         total = torch.stack([self.options.leaf_weights.get(k, 1.0) * mean for k, mean in means.items()]).sum()
-        logged = {f"{stage}/{k}": value for k, value in {"loss": total, **means}.items()}
-        self.log_dict(logged, batch_size=len(batch.index), sync_dist=True)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if stage == "valid" or (self.global_step + 1) % every == 0:  # seldom: the ranks wait for one another
+            logged = {f"{stage}/{k}": value for k, value in {"loss": total, **means}.items()}
+            self.log_dict(logged, batch_size=len(batch.index), sync_dist=True)
         return total
 
     def _times(self, noise: Noise, part: int, parts: int) -> Tensor:
@@ -169,10 +173,12 @@ class DiffusionModule(L.LightningModule):
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for parameter, decays in zip(self.network.parameters(), self._decays, strict=True):
             groups[decays].append(parameter)
+        fast, slow = self.options.betas
+        nodes: list[dict[str, Any]] = [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}],
+            nodes,
             lr=self.options.learning_rate,
-            betas=tuple(self.options.betas),
+            betas=(fast, slow),
             weight_decay=self.options.weight_decay,
             foreach=True,
         )

@@ -57,5 +57,6 @@ def run(given: argparse.Namespace) -> int:
 
 def _folder(recipe: str) -> Path:
     """A new run folder named by the time; the processes that a distributed run starts take their parent's."""
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path(os.environ.setdefault("DIFFKIT_RUN", str(Path("runs") / recipe / now)))
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["DIFFKIT_RUN"] = str(Path("runs") / recipe / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    return Path(os.environ["DIFFKIT_RUN"])

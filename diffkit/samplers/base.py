@@ -60,8 +60,10 @@ class SamplerState:
 
 
 class Sampler(Protocol):
-    """Steps from time t to s < t. Gaussian leaves take the sampler's own step and categorical ones their
-    bridge, from the same network calls."""
+    """Steps from time t to s < t.
+
+    Gaussian leaves take the sampler's own step and categorical ones their bridge, from the same network calls.
+    """
 
     def init(self, x: State) -> SamplerState:
         """The state at the first time."""

@@ -25,11 +25,11 @@ FALSE_ALARM = 1e-6
 
 
 def agree(got: Tensor, expected: Tensor | float, what: str, *, atol: float = 0.0, rtol: float = 0.0) -> None:
-    """Assert that two tensors have one shape and differ by at most ``atol + rtol |expected|``; NaN never agrees."""
+    """Assert that tensors differ by at most ``atol + rtol |expected|``; infinities agree if equal, NaN never does."""
     wanted = torch.as_tensor(expected, dtype=got.dtype, device=got.device).expand(got.shape)
     off = (got - wanted).abs().to(torch.float64)
-    off = torch.where(torch.isfinite(wanted) | (got != wanted), off, torch.zeros_like(off))  # inf agrees with inf
-    bad = ~(off <= atol + rtol * wanted.abs().to(torch.float64))
+    off = torch.where(got == wanted, torch.zeros_like(off), off)
+    bad = ~(off <= atol + rtol * torch.where(torch.isfinite(wanted), wanted.abs(), 0.0).to(torch.float64))
     if bool(bad.any()):
         place = tuple(int(i) for i in bad.nonzero()[0])
         raise AssertionError(
@@ -78,12 +78,15 @@ def is_uniform(u: Tensor, what: str) -> None:
 
 
 def same_law(a: Tensor, b: Tensor, what: str) -> None:
-    """Assert that two samples (n,) and (m,) look drawn from one continuous distribution."""
+    """Assert that two samples (n,) and (m,) look drawn from one continuous distribution, and have one mean."""
     pooled = torch.cat([a, b]).sort().values
     below = [torch.searchsorted(v.sort().values, pooled, right=True) / len(v) for v in (a, b)]
     off = float((below[0] - below[1]).abs().max())
     limit = sum(_distance(len(v), FALSE_ALARM / 2) for v in (a, b))
     assert off <= limit, f"{what}: got distribution functions that differ by {off:.4f}; expected at most {limit:.4f}"
+    error = float((a.var() / len(a) + b.var() / len(b)).sqrt())
+    off = float((a.mean() - b.mean()).abs())
+    assert off <= 5 * error, f"{what}: got means that differ by {off:.4g}; expected at most {5 * error:.4g}"
 
 
 def _pearson(statistic: float, freedom: int, what: str) -> None:

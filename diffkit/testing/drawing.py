@@ -233,12 +233,16 @@ def _reference(steps: int = 600) -> tuple[Tensor, Tensor]:
 
 
 def convergence(sampler: Sampler, schedule: Schedule, steps: tuple[int, ...]) -> Tensor:
-    """The root-mean-square error, in y = x / alpha, after each number of steps even in log-SNR."""
+    """The root-mean-square error, in y = x / alpha, after each (even) number of steps.
+
+    The grid is in log-SNR, and every other step is twice as long: a multistep method must heed the lengths.
+    """
     case = _planar(schedule)
     start, end = _reference()
     errors = []
     for n in steps:
-        times = schedule.time(-2 * torch.linspace(NOISY, CLEAN, n + 1, dtype=torch.float64))
+        uneven = torch.tensor([0.0, *[2.0, 1.0] * (n // 2)], dtype=torch.float64).cumsum(0) / (1.5 * n)
+        times = schedule.time(-2 * (NOISY + (CLEAN - NOISY) * uneven))
         (first, _), (last, _) = schedule(times[0]), schedule(times[-1])
         x = {"x": first * start}
         drawn = sample(case.denoise, {}, sampler=sampler, times=times, noise=Noise.of(0, 16), start=x)

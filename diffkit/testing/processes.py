@@ -41,6 +41,7 @@ def check_process(process: Process, x0: Tensor, mask: Tensor | None = None, clas
     agree(process.project(x0, mask).double(), x0.double(), f"{name}: clean samples, in the leaf's space", atol=1e-6)
     _check_corrupt(process, x0, mask, name)
     _check_prior(process, x0, mask, name)
+    _check_estimate(process, x0, mask, classes, name)
     _check_loss(process, x0, mask, classes, name)
     for eta in (0.0, 0.4, 1.0):
         for t, s in STEPS:
@@ -106,13 +107,14 @@ def _repeat(x0: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _views(a: Tensor, b: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both samples seen along a few coordinates: single real elements, and a sum of several."""
+    """Both samples seen along a few coordinates: single real elements, a sum of several, and the spread of all."""
     real = torch.ones(a.shape[1:], dtype=torch.bool) if mask is None else mask[0].expand(a.shape[1:])
     a, b = a[:, real].double(), b[:, real].double()
     yield a[:, 0].contiguous(), b[:, 0].contiguous()
     yield a[:, -1].contiguous(), b[:, -1].contiguous()
     mix = torch.arange(a.shape[1], dtype=torch.float64).remainder(4)
     yield a @ mix, b @ mix
+    yield (a - b.mean(0)).square().mean(1), (b - b.mean(0)).square().mean(1)
 
 
 def _same(a: Tensor, b: Tensor, what: str) -> None:
@@ -152,6 +154,23 @@ def _check_bridge(
         eta,
     )
     identical(again, x_s[few], what + " in another batch")
+
+
+def _check_estimate(process: Process, x0: Tensor, mask: Tensor | None, classes: int, name: str) -> None:
+    """Whatever the network says, NaN in its padding included, the step lies in the leaf's space."""
+    what = f"{name}: a step from any output of the network"
+    t, s = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
+    noise = Noise.of(41, len(x0))
+    x_t = process.corrupt(x0, t, noise, LEAF, mask)
+    shape = x0.shape if x0.is_floating_point() else (*x0.shape, classes)
+    output = noise.normal("output", tuple(shape[1:]))
+    if mask is not None:
+        output = output.masked_fill(~(mask if x0.is_floating_point() else mask.unsqueeze(-1)).expand(shape), torch.nan)
+    for eta in (0.0, 1.0):
+        x_s = process.bridge(x_t, process.estimate(output, x_t, t, mask), t, s, noise, LEAF, mask, eta)
+        assert x_s.dtype == x0.dtype and x_s.shape == x0.shape, f"{what}: got {x_s.dtype} {tuple(x_s.shape)}"
+        assert bool(torch.isfinite(x_s).all()), f"{what}: got values that are not finite"
+        _check_space(process, x_s, mask, what)
 
 
 def _check_loss(process: Process, x0: Tensor, mask: Tensor | None, classes: int, name: str) -> None:

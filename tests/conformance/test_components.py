@@ -45,7 +45,9 @@ def test_shifted_flow(shift: float) -> None:
 
 @pytest.mark.parametrize("name", registry.names("prediction"))
 def test_prediction(name: str) -> None:
-    check_prediction(registry.build("prediction", name), [registry.build("schedule", s) for s in registry.names("schedule")])
+    check_prediction(
+        registry.build("prediction", name), [registry.build("schedule", s) for s in registry.names("schedule")]
+    )
 
 
 @pytest.mark.parametrize("name", registry.names("space"))
@@ -115,7 +117,11 @@ def triangle(lengths: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("symmetric", [False, True], ids=["plain", "symmetric"])
 @pytest.mark.parametrize(
     "options",
-    [{"probabilities": (1 / 3,) * 3}, {"probabilities": (0.5, 0.2, 0.3)}, {"probabilities": (1 / 3,) * 3, "absorbing": True}],
+    [
+        {"probabilities": (1 / 3,) * 3},
+        {"probabilities": (0.5, 0.2, 0.3)},
+        {"probabilities": (1 / 3,) * 3, "absorbing": True},
+    ],
     ids=["uniform", "marginal", "absorbing"],
 )
 def test_categorical(options: dict[str, object], symmetric: bool) -> None:

@@ -121,7 +121,9 @@ def test_serving_twice_is_serving_the_last() -> None:
 )
 def test_what_a_network_cannot_serve_is_refused(other: dict[str, Gaussian]) -> None:
     denoiser = Denoiser(Spy(), Product({"x": Gaussian()}))
-    with pytest.raises(ValueError, match="got a process of .* for a network trained on .* other schedules and nothing else"):
+    with pytest.raises(
+        ValueError, match=r"got a process of .* for a network trained on .* other schedules and nothing else"
+    ):
         denoiser.under(Product(other))
 
 
@@ -161,7 +163,9 @@ def test_the_network_sees_a_float32_time_per_sample(t: Tensor) -> None:
 def test_the_time_code_is_the_schedule_s() -> None:
     spy = Spy()
     process = Product({"x": Gaussian(Cosine()), "y": Gaussian(RectifiedFlow())})
-    Denoiser(spy, process, time_code=log_snr_code).output({"x": torch.zeros(2, 3), "y": torch.zeros(2, 1)}, number(0.3), Condition(), {})
+    Denoiser(spy, process, time_code=log_snr_code).output(
+        {"x": torch.zeros(2, 3), "y": torch.zeros(2, 1)}, number(0.3), Condition(), {}
+    )
     assert not isinstance(spy.t, Tensor)
     for name, schedule in (("x", Cosine()), ("y", RectifiedFlow())):
         torch.testing.assert_close(spy.t[name], (schedule.log_snr(number(0.3)) / 4).float().expand(2))
@@ -172,8 +176,14 @@ def test_the_time_code_is_the_schedule_s() -> None:
 def test_leaves_may_have_their_own_times() -> None:
     case = molecules()
     best = case.mixture.denoise(case.process)
-    x_t = case.process.corrupt(case.mixture.draw(case.process, Noise.of(0, 3), case.mask), number(0.5), Noise.of(1, 3), case.mask)
-    times = {"positions": number(0.5), "atoms": torch.full((3, 1), 0.5).double(), "bonds": torch.full((3,), 0.5).double()}
+    x_t = case.process.corrupt(
+        case.mixture.draw(case.process, Noise.of(0, 3), case.mask), number(0.5), Noise.of(1, 3), case.mask
+    )
+    times = {
+        "positions": number(0.5),
+        "atoms": torch.full((3, 1), 0.5).double(),
+        "bonds": torch.full((3,), 0.5).double(),
+    }
     got, expected = (best(x_t, t, Condition(), case.mask) for t in (times, number(0.5)))
     for k, e in expected.items():
         value, wanted = (v.logits.exp() if isinstance(v, CategoricalEstimate) else v.x0 for v in (got[k], e))

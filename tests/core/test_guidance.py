@@ -49,7 +49,10 @@ def test_one_call_on_a_doubled_batch_is_the_formula_on_two(scale: float) -> None
     got = parts(ClassifierFree(scale)(denoise)(x_t, HALF, LABELS, mask), mask)
     for k in got:
         expected = u[k] + scale * (c[k] - u[k])
-        if k in ("atoms", "bonds"):  # where both rule a class out, it stays so; elsewhere p_u (p_c / p_u)^scale, normalised
+        if k in (
+            "atoms",
+            "bonds",
+        ):  # where both rule a class out, it stays so; elsewhere p_u (p_c / p_u)^scale, normalised
             expected = torch.where(torch.isinf(c[k]), -torch.inf, expected).softmax(-1)
             got[k] = got[k].exp()
         torch.testing.assert_close(got[k], expected, rtol=1e-6, atol=1e-6)

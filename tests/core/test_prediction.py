@@ -58,7 +58,9 @@ def test_edm_output_has_unit_variance() -> None:
 )
 def test_singular_is_refused(prediction: Prediction, alpha: torch.Tensor, sigma: torch.Tensor) -> None:
     name = type(prediction).__name__
-    with pytest.raises(ValueError, match=rf"got {name}\(\) at alpha = {alpha:g}, sigma = {sigma:g}.* use a V, Velocity"):
+    with pytest.raises(
+        ValueError, match=rf"got {name}\(\) at alpha = {alpha:g}, sigma = {sigma:g}.* use a V, Velocity"
+    ):
         solve(prediction, DATA, DATA, alpha, sigma)
 
 

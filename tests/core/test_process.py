@@ -1,5 +1,7 @@
 """Processes against formulas and chains written out anew."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -101,7 +103,7 @@ def transition(process: Categorical, later: float, earlier: float) -> Tensor:
     alpha, _ = process.schedule(times)
     pi = process.noise_probabilities()
     matrix = torch.eye(process.tokens, dtype=torch.float64)
-    for before, after in zip(alpha[:-1], alpha[1:], strict=True):
+    for before, after in pairwise(alpha):
         keep = after / before
         matrix = matrix @ (keep * torch.eye(process.tokens, dtype=torch.float64) + (1 - keep) * pi.expand(len(pi), -1))
     return matrix
@@ -125,7 +127,9 @@ def test_the_markov_bridge_is_bayes_rule_on_the_enumerated_chain(name: str, time
             joint = first[x0] * second[:, x_t]  # p(x_s | x_0) p(x_t | x_s)
             if float(joint.sum()) < 1e-12:
                 continue  # x_0 cannot lead to x_t
-            got = bridge(process, torch.tensor([x_t]), F.one_hot(torch.tensor([x0]), process.classes).double(), t, s, 1.0)
+            got = bridge(
+                process, torch.tensor([x_t]), F.one_hot(torch.tensor([x0]), process.classes).double(), t, s, 1.0
+            )
             torch.testing.assert_close(got[0], joint / joint.sum(), rtol=1e-9, atol=1e-12)
 
 
@@ -175,12 +179,16 @@ def test_draws_follow_the_probabilities(name: str) -> None:
     x_t = torch.full((n,), process.tokens - 1)
     estimate = CategoricalEstimate(torch.log(p0))
     drawn = process.bridge(x_t, estimate, number(0.7), number(0.3), Noise.of(0, n), "x", eta=0.5)
-    expected = process.bridge_probabilities(x_t[:1], CategoricalEstimate(torch.log(p0[:1])), number(0.7), number(0.3), 0.5)
+    expected = process.bridge_probabilities(
+        x_t[:1], CategoricalEstimate(torch.log(p0[:1])), number(0.7), number(0.3), 0.5
+    )
     counts_agree(torch.bincount(drawn, minlength=process.tokens), expected[0], name)
     prior = process.prior((n,), Noise.of(1, n), "x")
     counts_agree(torch.bincount(prior, minlength=process.tokens), process.noise_probabilities(), f"{name}, prior")
     corrupted = process.corrupt(torch.full((n,), 2), number(0.6), Noise.of(2, n), "x")
-    counts_agree(torch.bincount(corrupted, minlength=process.tokens), transition(process, 0.6, 0)[2], f"{name}, corrupt")
+    counts_agree(
+        torch.bincount(corrupted, minlength=process.tokens), transition(process, 0.6, 0)[2], f"{name}, corrupt"
+    )
 
 
 def test_a_symmetric_leaf_stays_symmetric_with_a_zero_diagonal() -> None:
@@ -210,13 +218,17 @@ def test_absorbing_loss_and_estimate_leave_known_elements_alone() -> None:
 def test_float64_logits_are_not_rounded() -> None:
     process = Categorical.uniform(3)
     output = Noise.of(0, 2).normal("logits", (3,), torch.float64)
-    torch.testing.assert_close(process.estimate(output, torch.tensor([0, 1]), number(0.5)).logits, output.log_softmax(-1))
+    torch.testing.assert_close(
+        process.estimate(output, torch.tensor([0, 1]), number(0.5)).logits, output.log_softmax(-1)
+    )
     assert process.estimate(output.half(), torch.tensor([0, 1]), number(0.5)).logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("probabilities", [(1.0,), (0.5, 0.6), (1.5, -0.5)])
 def test_probabilities_that_are_none_are_refused(probabilities: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"got probabilities .*expected at least two numbers, none negative, summing to 1"):
+    with pytest.raises(
+        ValueError, match=r"got probabilities .*expected at least two numbers, none negative, summing to 1"
+    ):
         Categorical(probabilities)
 
 
@@ -231,5 +243,7 @@ def test_a_schedule_that_forgets_nothing_is_refused_for_classes() -> None:
 @pytest.mark.parametrize("process", [Gaussian(), Gaussian(space=ZeroCentreOfMass()), Categorical.uniform(3)], ids=repr)
 def test_a_time_of_the_wrong_shape_is_refused(process: Gaussian | Categorical) -> None:
     x0 = torch.zeros(4, 5, 3) if isinstance(process, Gaussian) else torch.zeros(4, 5, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"got a time of shape \(3,.* for a leaf of shape \(4, 5.*one value per sample"):
+    with pytest.raises(
+        ValueError, match=r"got a time of shape \(3,.* for a leaf of shape \(4, 5.*one value per sample"
+    ):
         process.corrupt(x0, torch.full((3,), 0.5), Noise.of(0, 4), "x")

@@ -51,7 +51,7 @@ def test_a_node_without_a_name_is_refused(node: dict[str, object]) -> None:
 
 
 def test_an_option_of_the_wrong_type_is_a_plain_error() -> None:
-    with pytest.raises(ValueError, match="got sampler 'ddim' with {'eta': 'much'}"):
+    with pytest.raises(ValueError, match=r"got sampler 'ddim' with \{'eta': 'much'\}"):
         registry.build("sampler", {"name": "ddim", "eta": "much"})
 
 
@@ -61,5 +61,5 @@ def test_a_missing_option_is_a_plain_error() -> None:
 
 
 def test_a_path_to_code_is_not_a_name() -> None:
-    with pytest.raises(ValueError, match="got sampler 'os.system'"):
+    with pytest.raises(ValueError, match=r"got sampler 'os\.system'; expected one of"):
         registry.build("sampler", {"name": "os.system", "command": "true"})

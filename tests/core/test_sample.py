@@ -174,22 +174,23 @@ def test_a_grid_that_starts_below_1_starts_from_noise_of_that_size(grid: Karras)
     is_uniform(u, f"draws on {grid}")
 
 
-def test_a_network_that_diverged_is_an_error() -> None:
+@pytest.mark.parametrize(("leaf", "bad"), [("x", torch.nan), ("x", torch.inf), ("c", torch.nan)])
+def test_a_network_that_diverged_is_an_error(leaf: str, bad: float) -> None:
     product = Product({"x": Gaussian(), "c": Categorical.uniform(2)})
 
     def network(x: Any, t: Any, condition: Any, mask: Any) -> dict[str, Tensor]:
         return {k: torch.full((*x[k].shape, 2) if k == "c" else x[k].shape, bad if k == leaf else 0.0) for k in x}
 
-    for leaf, bad in (("x", torch.nan), ("x", torch.inf), ("c", torch.nan)):
-        with pytest.raises(ValueError, match=f"got values that are not finite in leaf '{leaf}'.*the network diverged"):
-            sample(
-                Denoiser(network, product), {"x": (2, 3), "c": (2, 3)}, sampler=DDIM(), times=TIMES, noise=Noise.of(0, 2)
-            )
+    options: Any = {"sampler": DDIM(), "times": TIMES, "noise": Noise.of(0, 2)}
+    with pytest.raises(ValueError, match=f"got values that are not finite in leaf '{leaf}'.*the network diverged"):
+        sample(Denoiser(network, product), {"x": (2, 3), "c": (2, 3)}, **options)
 
 
 def test_eps_at_pure_noise_is_refused_with_what_to_use_instead() -> None:
     denoiser = Denoiser(lambda x, t, c, m: dict(x), Product({"x": Gaussian(RectifiedFlow(), prediction=Eps())}))
-    with pytest.raises(ValueError, match=r"got Eps\(\) at alpha = 0, sigma = 1.*use a V, Velocity or X0 prediction, or"):
+    with pytest.raises(
+        ValueError, match=r"got Eps\(\) at alpha = 0, sigma = 1.*use a V, Velocity or X0 prediction, or"
+    ):
         sample(denoiser, {"x": (2, 3)}, sampler=DDIM(), times=TIMES, noise=Noise.of(0, 2))
     drawn = sample(denoiser, {"x": (2, 3)}, sampler=DDIM(), times=[0.99, 0.5, 0.0], noise=Noise.of(0, 2))
     assert bool(torch.isfinite(drawn.x["x"]).all())
@@ -198,5 +199,7 @@ def test_eps_at_pure_noise_is_refused_with_what_to_use_instead() -> None:
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
 def test_a_stochasticity_outside_its_range_is_refused(eta: float) -> None:
     for make in (lambda: DDIM(eta), lambda: DDIM(0.0, eta), lambda: Heun(eta), lambda: DPMpp2M(eta)):
-        with pytest.raises(ValueError, match=r"eta = .*; expected a number from 0 \(deterministic\) to 1 \(ancestral\)"):
+        with pytest.raises(
+            ValueError, match=r"eta = .*; expected a number from 0 \(deterministic\) to 1 \(ancestral\)"
+        ):
             make()

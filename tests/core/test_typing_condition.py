@@ -25,7 +25,9 @@ def test_a_time_takes_the_rank_of_its_leaf(
     assert expand(torch.zeros(time), torch.zeros(leaf)).shape == expected
 
 
-@pytest.mark.parametrize(("time", "leaf"), [((5,), (4, 5)), ((4, 5), (4, 5, 3)), ((4, 5, 2), (4, 5, 3)), ((4, 1), (4,))])
+@pytest.mark.parametrize(
+    ("time", "leaf"), [((5,), (4, 5)), ((4, 5), (4, 5, 3)), ((4, 5, 2), (4, 5, 3)), ((4, 1), (4,))]
+)
 def test_a_time_that_does_not_broadcast_is_refused(time: tuple[int, ...], leaf: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"got a time of shape .*expected a scalar, one value per sample, or a shape"):
         expand(torch.zeros(time), torch.zeros(leaf))

@@ -36,7 +36,7 @@ def grid(steps: int, clean: float = 1e-3) -> Tensor:
 def test_ill_conditioned_in_64_dimensions(sampler: object) -> None:
     """Deviations from 0.01 to 10, two components: along the narrowest, the widest and a mixed direction.
 
-    1,200 draws: an error of 0.13 in a distribution function is caught; rounding off the narrow directions makes one of 0.5.
+    1,200 draws: an error of 0.13 in a distribution function is caught; losing the narrowest direction makes one of 0.5.
     """
     n = 1200
     deviations = torch.logspace(-2, 1, 64, dtype=torch.float64).expand(2, 64)
@@ -104,20 +104,23 @@ def test_one_class_is_exact_in_any_number_of_steps(prior: str, eta: float, steps
     counts_agree(torch.bincount(drawn[:, 0], minlength=3), table, f"{prior}, eta {eta}, {steps} steps")
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize(
+    ("prior", "eta"),
+    [("uniform", 0.0), ("uniform", 1.0), ("marginal", 0.0), ("marginal", 1.0), ("absorbing", 1.0)],  # absorbing has one
+)
 def test_three_dependent_classes(prior: str, eta: float) -> None:
     """A joint table of three elements, each nearly a function of the one before: all 27 patterns by chi-square."""
+    n = 2500
     likely = 0.1 + 0.7 * torch.eye(3, dtype=torch.float64).roll(1, 0)
     first = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     table = torch.einsum("a,ab,bc->abc", first, likely, likely)
     process = Product({"x": PRIORS[prior]})
     drawn = sample(
         Mixture.joint(table / table.sum()).denoise(process),
-        {"x": (N, 3)},
+        {"x": (n, 3)},
         sampler=DDIM(categorical_eta=eta),
         times=torch.linspace(1, 0, 65),
-        noise=Noise.of(0, N),
+        noise=Noise.of(0, n),
     ).x["x"]
     patterns = drawn @ torch.tensor([9, 3, 1])
     counts_agree(torch.bincount(patterns, minlength=27), (table / table.sum()).flatten(), f"{prior}, eta {eta}")

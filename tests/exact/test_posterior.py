@@ -33,7 +33,11 @@ def normal(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 @pytest.mark.parametrize("schedule", [VPLinear(), Cosine(), VEKarras(2.0, 1.0), RectifiedFlow()], ids=str)
 def test_gaussian_mixture_is_the_integral_over_x0(schedule: VPLinear) -> None:
     """On a line, with the trapezoidal rule on 20,001 points."""
-    weights, means, deviations = (number_list([0.5, 0.2, 0.3]), number_list([-1.0, 0.4, 2.0]), number_list([0.3, 0.5, 0.2]))
+    weights, means, deviations = (
+        number_list([0.5, 0.2, 0.3]),
+        number_list([-1.0, 0.4, 2.0]),
+        number_list([0.3, 0.5, 0.2]),
+    )
     mixture = Mixture.gaussian(means.unsqueeze(1), deviations.unsqueeze(1), weights)
     process, grid = Product({"x": Gaussian(schedule)}), torch.linspace(-4, 5, 20_001, dtype=torch.float64)
     prior = (weights * normal(grid.unsqueeze(1), means, deviations)).sum(1)
@@ -122,7 +126,9 @@ def test_leaves_of_both_kinds_inform_each_other() -> None:
         seen = np.prod([likelihood(process, a, b, t) for a, b in zip(c0, c_t, strict=True)])
         for k in range(3):
             p = weights[k] * classes[k, 0, c0[0]] * classes[k, 1, c0[1]] * seen
-            lines = [normal(axis, means[k, d], deviations[k, d]) * normal(x_t[d], (1 - t) * axis, number(t)) for d in (0, 1)]
+            lines = [
+                normal(axis, means[k, d], deviations[k, d]) * normal(x_t[d], (1 - t) * axis, number(t)) for d in (0, 1)
+            ]
             mass = [torch.trapezoid(line, axis) for line in lines]
             expected_c[c0[0]] += p * mass[0] * mass[1]
             expected_x[0] += p * torch.trapezoid(axis * lines[0], axis) * mass[1]
@@ -140,7 +146,9 @@ def test_a_symmetric_pair_counts_once() -> None:
     bonds = Classes(p.reshape(2, 1, 1, 3).expand(2, 2, 2, 3).contiguous())
     x_t, t = torch.tensor([[[0, 2], [2, 0]]]), 0.4
     mask = {"x": ~torch.eye(2, dtype=torch.bool).unsqueeze(0)}
-    said = Mixture(number_list([0.5, 0.5]), {"x": bonds}).denoise(Product({"x": process}))({"x": x_t}, number(t), Condition(), mask)
+    said = Mixture(number_list([0.5, 0.5]), {"x": bonds}).denoise(Product({"x": process}))(
+        {"x": x_t}, number(t), Condition(), mask
+    )
     joint = torch.stack([p.mean(0)[c] * likelihood(process, c, 2, t) for c in range(3)])
     assert isinstance(said["x"], CategoricalEstimate)
     torch.testing.assert_close(said["x"].logits.exp()[0, 0, 1], joint / joint.sum())

@@ -1,14 +1,15 @@
 """Sample for sample against diffusers: the same network, noise and times.
 
-The network is the best denoiser of a Gaussian mixture, in float64. diffusers rounds its tables (and in some schedulers the
-sample) to float32; its tables are replaced by ours in float64, so that what is compared is the arithmetic of the steps. Where
-it still rounds the sample, agreement is to 1e-5, elsewhere to 1e-9. Step k of its T is our t = (k + 1) / T, and after the
-last one its "final alpha" is our t = 0.
+The network is the best denoiser of a Gaussian mixture, in float64. diffusers rounds its tables, and in some schedulers
+the sample, to float32. Its tables are computed anew in float64 here, so that what is compared is the arithmetic of the
+steps; where it still rounds the sample, agreement is to 1e-5, elsewhere to 1e-9. Step k of its T is our t of
+(k + 1) / T, and after the last one its "final alpha" is our t = 0.
 
 Where diffusers is wrong, the test names the issue, shows that it still is, and holds ours to the exact answer.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,9 @@ def exact_sigmas(scheduler: Any, alphas: Tensor) -> None:
     ratios = torch.cat([((1 - alphas) / alphas).sqrt()[steps.long()], torch.zeros(1, dtype=torch.float64)])
     twice = len(scheduler.sigmas) > len(ratios)  # Heun's list has every ratio but the ends twice
     ratios = torch.cat([ratios[:1], ratios[1:-1].repeat_interleave(2), ratios[-1:]]) if twice else ratios
-    torch.testing.assert_close(scheduler.sigmas.double(), ratios, rtol=1e-3, atol=1e-6)  # the same grid, but for rounding
+    torch.testing.assert_close(
+        scheduler.sigmas.double(), ratios, rtol=1e-3, atol=1e-6
+    )  # the same grid, but for rounding
     scheduler.sigmas = ratios
 
 
@@ -92,7 +95,10 @@ def shared_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(eta: float, prediction: str) -> None:
-    scheduler, denoise = diffusers.DDIMScheduler(prediction_type=prediction, **OPTIONS), best(TABLE, PREDICTIONS[prediction])
+    scheduler, denoise = (
+        diffusers.DDIMScheduler(prediction_type=prediction, **OPTIONS),
+        best(TABLE, PREDICTIONS[prediction]),
+    )
     exact_tables(scheduler)
     scheduler.set_timesteps(20)
     times, x = times_of(scheduler.timesteps), UNIT
@@ -107,7 +113,10 @@ def test_ddim(eta: float, prediction: str) -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.usefixtures("shared_noise")
 def test_ddpm(prediction: str, steps: int) -> None:
-    scheduler, denoise = diffusers.DDPMScheduler(prediction_type=prediction, **OPTIONS), best(TABLE, PREDICTIONS[prediction])
+    scheduler, denoise = (
+        diffusers.DDPMScheduler(prediction_type=prediction, **OPTIONS),
+        best(TABLE, PREDICTIONS[prediction]),
+    )
     exact_tables(scheduler)
     scheduler.set_timesteps(steps)
     times, x = times_of(scheduler.timesteps), UNIT
@@ -184,7 +193,9 @@ def test_flow_match_euler(steps: int, shift: float) -> None:
         x = scheduler.step(network(denoise, x, times[k]), step, x).prev_sample
     torch.testing.assert_close(ours(Euler(), denoise, times, UNIT), x.double(), rtol=0, atol=1e-5)
     own = best(RectifiedFlow(shift), Velocity())
-    unshifted = RectifiedFlow(shift).time(RectifiedFlow().log_snr(times))  # the same grid, told in the schedule's own time
+    unshifted = RectifiedFlow(shift).time(
+        RectifiedFlow().log_snr(times)
+    )  # the same grid, told in the schedule's own time
     torch.testing.assert_close(ours(Euler(), own, unshifted, UNIT), x.double(), rtol=0, atol=1e-5)
 
 
@@ -201,7 +212,7 @@ def one_normal(schedule: Schedule, prediction: Prediction) -> Exact:
 def test_issue_11347_ddim_takes_the_wrong_previous_step_on_uneven_grids(spacing: str) -> None:
     """Theirs always goes back by T // steps, wherever the next evaluation is; the states then do not fit their times.
 
-    Of normal data the exact sample is known in closed form. Our error halves with twice the steps; theirs does not fall.
+    Of normal data the exact sample is known in closed form. Our error halves with twice the steps, theirs does not.
     """
     denoise = one_normal(TABLE, Eps())
 
@@ -281,6 +292,6 @@ def test_two_loops_that_share_a_sampler() -> None:
     a, b = (ours(sampler, denoise, times, x) for x in (UNIT, -UNIT))
     states = [sampler.init({"x": x}) for x in (UNIT, -UNIT)]
     call = Call(denoise, Condition(), {})
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         states = [sampler.update(state, t, s, call, NOISE) for state in states]
     assert torch.equal(states[0].x["x"], a) and torch.equal(states[1].x["x"], b)

@@ -38,6 +38,12 @@ def test_a_run_is_not_taken_up_with_another_recipe(toy: Callable[..., Any], tmp_
     assert step_of(tmp_path) == 12
 
 
+def test_a_recipe_that_was_refused_can_be_mended_in_the_same_folder(toy: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="17"):
+        fit(toy(trainer={"precision": "17"}), tmp_path, quiet=True)
+    assert fit(toy(), tmp_path, quiet=True) is not None
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_a_checkpoint_that_is_cut_short_is_named(toy: Callable[..., Any], tmp_path: Path, share: float) -> None:
     fit(toy(training={"steps": 4}), tmp_path, quiet=True)
@@ -62,6 +68,7 @@ def test_a_pickle_in_its_place_runs_no_code(toy: Callable[..., Any], tmp_path: P
     assert not trace.exists()
 
 
+@pytest.mark.filterwarnings("ignore:no preview")
 @pytest.mark.parametrize("every", [1, 50])
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     toy: Callable[..., Any], at: Any, tmp_path: Path, every: int

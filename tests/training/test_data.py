@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffkit.data import Batches, StepSampler, collate
+from diffkit.data import Batches, Sealed, StepSampler, collate
 from diffkit.modality import Example
 
 
@@ -71,3 +71,11 @@ def test_a_dataset_that_makes_batches_itself_is_asked_for_them() -> None:
     assert Batches(Slow()).__getitems__([2, 0]).x["atoms"].tolist() == [[1, 2, 3], [1, 0, 0]]
     assert Batches(Fast()).__getitems__([2, 0]) == "a batch of [2, 0]"
     assert len(Batches(Slow())) == 3
+
+
+def test_a_sealed_batch_moves_as_one() -> None:
+    batch = collate([(7, example(1, 0.5)), (3, example(3, math.nan))])
+    moved = Sealed(batch).to(torch.device("meta")).batch
+    tensors = [*moved.x.values(), *moved.mask.values(), *moved.condition.values.values(), moved.index]
+    assert {v.device.type for v in [*tensors, *moved.condition.present.values()]} == {"meta"}
+    assert {k: v.shape for k, v in moved.x.items()} == {k: v.shape for k, v in batch.x.items()}

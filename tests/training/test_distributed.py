@@ -23,12 +23,14 @@ def run(recipe: dict[str, Any], folder: Path, plugin: Path) -> None:
     """Train in processes of their own."""
     (folder.parent / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     paths = os.pathsep.join([str(plugin), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, plugin / "train_toy.py", folder.parent / "recipe.yaml", folder],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        check=True,
+        capture_output=True,
+        text=True,
         timeout=300,
     )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def losses(folder: Path) -> list[float]:

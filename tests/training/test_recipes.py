@@ -18,7 +18,6 @@ SHORT = [
     "sampling.steps=3",
 ]
 SMALL = {"molecule": ["data.source=sample", "network.width=32", "network.pair_width=8", "network.layers=2"]}
-OTHER = {"molecule/moses": ["modality.vocabulary=[]"]}  # the sample has other atoms
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +31,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_trains_and_its_model_generates(name: str, tmp_path: Path) -> None:
-    overrides = [*SHORT, *SMALL[name.split("/")[0]], *OTHER.get(name, [])]
+    overrides = [*SHORT, *SMALL[name.split("/")[0]]]
     assert main(["train", name, *overrides, "--quiet", "--out", str(tmp_path)]) == 0
     assert len(checkpoint.load(tmp_path).generate(4)) == 4
 
@@ -40,7 +39,7 @@ def test_a_recipe_trains_and_its_model_generates(name: str, tmp_path: Path) -> N
 def test_molecules_of_ones_own_with_a_property_to_ask_for(tmp_path: Path) -> None:
     smiles = ["C" * n + end for n in range(1, 12) for end in ("O", "N", "F", "C=O")]
     (tmp_path / "mine.smi").write_text("\n".join(smiles))
-    own = [f"data.path={tmp_path / 'mine.smi'}", "modality.vocabulary=[]", "modality.conditions=[logp]"]
+    own = [f"data.path={tmp_path / 'mine.smi'}", "modality.conditions=[logp]"]
     overrides = [*SHORT, *SMALL["molecule"], *own]
     assert main(["train", "molecule/qm9", *overrides, "--quiet", "--out", str(tmp_path / "run")]) == 0
     model = checkpoint.load(tmp_path / "run")

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from diffkit import checkpoint
 from diffkit.fit import fit
 
 Final = Callable[[Path], dict[str, Tensor]]
@@ -60,9 +62,23 @@ def test_a_second_ctrl_c_does_not_wait(toy: Callable[..., Any], at: Any, tmp_pat
     assert step == {"step": 8, "validation": 4}[during]  # the last one that was due
 
 
-def test_a_run_that_was_stopped_can_generate(toy: Callable[..., Any], at: Any, tmp_path: Path) -> None:
-    from diffkit import checkpoint
+def test_ctrl_c_does_not_end_the_processes_that_load_data(
+    toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy_modality  # the plug-in
 
+    load = toy_modality.Points.__getitem__
+
+    def interrupted(dataset: Any, index: int) -> Any:
+        if get_worker_info() is not None:
+            signal.raise_signal(signal.SIGINT)  # a terminal sends it to every process
+        return load(dataset, index)
+
+    monkeypatch.setattr(toy_modality.Points, "__getitem__", interrupted)
+    assert fit(toy(training={"workers": 1, "steps": 4}), tmp_path, quiet=True) is not None
+
+
+def test_a_run_that_was_stopped_can_generate(toy: Callable[..., Any], at: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(toy(), tmp_path, quiet=True, callbacks=[at(2, lambda *_: os.kill(os.getpid(), signal.SIGINT))])
     assert len(checkpoint.load(tmp_path).generate(3)) == 3

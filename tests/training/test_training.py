@@ -113,6 +113,13 @@ def test_gradients_are_clipped_and_the_loss_falls(toy: Callable[..., Any], tmp_p
     assert sum(steps.losses[-10:]) < 0.8 * sum(steps.losses[:10])
 
 
+def test_an_item_gets_other_noise_each_time_it_is_seen(toy: Callable[..., Any], tmp_path: Path) -> None:
+    steps = Steps()
+    one_batch = toy(data={"train": 8}, network={"dropout": 0.0}, training={"learning_rate": 0.0, "steps": 6})
+    fit(one_batch, tmp_path, quiet=True, callbacks=[steps])
+    assert len(set(steps.losses)) == 6
+
+
 def test_weights_of_leaves_scale_their_losses(toy: Callable[..., Any], tmp_path: Path) -> None:
     logged: dict[str, float] = {}
 

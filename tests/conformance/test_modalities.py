@@ -1,0 +1,288 @@
+"""The check of adapters: on every installed one, on a small one written here, and on that one broken in many ways."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rdkit import Chem
+from rdkit.Chem import AllChem
+from torch import Tensor, nn
+
+from diffkit.condition import Condition
+from diffkit.inventory import modality_names
+from diffkit.modality import Batch, Dataset, Example, Modality, Request
+from diffkit.noise import Noise
+from diffkit.process import Categorical, Gaussian
+from diffkit.product import Product
+from diffkit.testing import check_modality
+from diffkit.testing.formulas import ragged
+from diffkit.typing import Masks, State, Time
+from diffkit_molecule import Molecule
+
+# ------------------------------------------------------------------------------------------- installed
+
+
+def same_molecule(decoded: Chem.Mol, record: Chem.Mol) -> bool:
+    """Equal as molecules, and as shapes up to a shift where they have one."""
+    found = Chem.Mol(decoded)
+    Chem.SanitizeMol(found)
+    if Chem.CanonSmiles(Chem.MolToSmiles(Chem.RemoveHs(found))) != Chem.CanonSmiles(
+        Chem.MolToSmiles(Chem.RemoveHs(record))
+    ):
+        return False
+    if not record.GetNumConformers():
+        return True
+    a, b = (torch.from_numpy(m.GetConformer().GetPositions()) for m in (found, record))
+    return bool(torch.allclose(a - a.mean(0), b - b.mean(0), atol=1e-4))
+
+
+def molecules() -> tuple[Molecule, list[Any]]:
+    symbols = ("C", "N", "O", "F", "N+", "O-")
+    statistics = {
+        "sizes": [0, 1, 1, 2, 4, 3, 1],
+        "atoms": [0.7, 0.1, 0.1, 0.04, 0.03, 0.03],
+        "bonds": [0.7, 0.2, 0.07, 0.03],
+    }
+    records = [Chem.MolFromSmiles(s) for s in ("CCO", "c1ccncc1", "C[N+](C)(C)CC([O-])=O", "C")]
+    return Molecule(symbols, statistics=statistics), records
+
+
+def molecules_in_space() -> tuple[Molecule, list[Any]]:
+    symbols = ("H", "C", "N", "O")
+    statistics = {
+        "sizes": [0, 0, 0, 1, 2, 4, 3],
+        "atoms": [0.5, 0.3, 0.1, 0.1],
+        "bonds": [0.7, 0.2, 0.07, 0.03],
+        "position_scale": 1.7,
+    }
+    records = [Chem.AddHs(Chem.MolFromSmiles(s)) for s in ("CO", "C#N", "O")]
+    for record in records:
+        AllChem.EmbedMolecule(record, randomSeed=7)
+    return Molecule(symbols, hydrogens=True, positions=True, statistics=statistics), records
+
+
+SMALL = {"width": 32, "pair_width": 8, "layers": 2, "heads": 2}
+
+
+@pytest.mark.parametrize("noise", ["marginal", "uniform", "absorbing"])
+def test_molecules(noise: str) -> None:
+    adapter, records = molecules()
+    process = {"atoms": {"noise": noise}, "bonds": {"noise": noise}}
+    check_modality(adapter, records, same=same_molecule, network=SMALL, process=process)
+
+
+def test_molecules_in_space() -> None:
+    adapter, records = molecules_in_space()
+    check_modality(adapter, records, same=same_molecule, network=SMALL)
+
+
+def test_every_installed_modality_has_examples_here() -> None:
+    assert set(modality_names()) <= {"molecule"}, "give a new modality a few records in this file"
+
+
+# ---------------------------------------------------------------------------------- one that is written here
+
+Melody = tuple[tuple[int, float], ...]
+"""Notes: a pitch class among three, and how loud it is."""
+
+
+class Notes(nn.Module):
+    """A set network: every note sees itself and the mean of all."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed, self.loud = nn.Embedding(4, width), nn.Linear(2, width)
+        self.mix, self.pitch, self.out = nn.Linear(2 * width, width), nn.Linear(width, 3), nn.Linear(width, 1)
+
+    def summary(self, h: Tensor, real: Tensor) -> Tensor:
+        """The mean over the notes."""
+        return (h * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+
+    def forward(self, x: State, t: Time, condition: Condition, mask: Masks) -> dict[str, Tensor]:
+        assert isinstance(t, Tensor)
+        time = t.reshape(-1, 1, 1).expand(*x["loudness"].shape)
+        h = torch.tanh(self.embed(x["pitch"]) + self.loud(torch.cat([x["loudness"], time], -1)))
+        both = torch.cat([h, self.summary(h, mask["loudness"]).expand(h.shape)], -1)
+        h = torch.tanh(self.mix(both))
+        return {"pitch": self.pitch(h), "loudness": self.out(h)}
+
+
+@dataclass(frozen=True)
+class Music(Modality):
+    """Melodies of one to six notes."""
+
+    longest: int = 6
+
+    def dataset(self, split: str, **options: Any) -> Dataset:
+        raise NotImplementedError
+
+    def encode(self, record: Melody) -> Example:
+        pitch = torch.tensor([p for p, _ in record])
+        loudness = torch.tensor([[v] for _, v in record])
+        real = torch.ones(len(record), dtype=torch.bool)
+        return Example({"pitch": pitch, "loudness": loudness}, {"pitch": real, "loudness": real.unsqueeze(1)})
+
+    def decode(self, x: State, mask: State) -> list[Melody]:
+        rows = zip(x["pitch"].tolist(), x["loudness"][..., 0].tolist(), mask["pitch"].sum(1).tolist(), strict=True)
+        return [tuple((p, v) for p, v in zip(pitch[:n], loud[:n], strict=True)) for pitch, loud, n in rows]
+
+    def layout(self, count: int, noise: Noise, request: Request) -> Batch:
+        sizes = 1 + (noise.uniform("size", ()) * self.longest).long()
+        mask = ragged(sizes.tolist())
+        x = {"pitch": torch.zeros(mask.shape[:2], dtype=torch.int64), "loudness": torch.zeros(mask.shape)}
+        return Batch(x, {"pitch": mask[..., 0], "loudness": mask}, Condition(), noise.index)
+
+    def process(self, **options: Any) -> Product:
+        return Product({"pitch": Categorical.uniform(3, absorbing=True), "loudness": Gaussian()})
+
+    def network(self, **options: Any) -> nn.Module:
+        return Notes(**options)
+
+    def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Any]:
+        return {}
+
+    def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:
+        (folder / "melodies.txt").write_text("\n".join(map(str, samples)), encoding="utf-8")
+        Image.new("L", (8, 8)).save(folder / "preview.png")
+        return {"melodies": len(samples)}
+
+
+MELODIES: list[Melody] = [((0, 0.5), (2, -1.0)), ((1, 0.25),), ((2, 2.0), (2, 0.0), (1, -0.5), (0, 1.0))]
+
+
+def test_music() -> None:
+    check_modality(Music(), MELODIES)
+
+
+# -------------------------------------------------------------------------------------------- and broken
+
+
+class Forgetful(Music):
+    """Decodes one note too few."""
+
+    def decode(self, x: State, mask: State) -> list[Melody]:
+        return [melody[:-1] for melody in super().decode(x, mask)]
+
+
+class Unhidden(Music):
+    """Encodes something under a mask that says there is nothing."""
+
+    def encode(self, record: Melody) -> Example:
+        example = super().encode(record)
+        return replace(example, mask={"pitch": example.mask["pitch"], "loudness": torch.zeros(len(record), 1).bool()})
+
+
+class FloatPitch(Music):
+    def encode(self, record: Melody) -> Example:
+        example = super().encode(record)
+        return replace(example, x={"pitch": example.x["pitch"].float(), "loudness": example.x["loudness"]})
+
+
+class FourthPitch(Music):
+    def encode(self, record: Melody) -> Example:
+        example = super().encode(record)
+        return replace(example, x={"pitch": example.x["pitch"] + 1, "loudness": example.x["loudness"]})
+
+
+class OneLeafShort(Music):
+    def process(self, **options: Any) -> Product:
+        return Product({"pitch": Categorical.uniform(3)})
+
+
+class RandomSizes(Music):
+    """Sizes from torch's global generator."""
+
+    def layout(self, count: int, noise: Noise, request: Request) -> Batch:
+        return super().layout(count, Noise(int(torch.randint(10**9, ())), noise.index), request)
+
+
+class OtherNumbers(Music):
+    def layout(self, count: int, noise: Noise, request: Request) -> Batch:
+        return replace(super().layout(count, noise, request), index=torch.arange(count) + 1)
+
+
+class Classless(Music):
+    """Logits with a class too many."""
+
+    def network(self, **options: Any) -> nn.Module:
+        notes = Notes()
+        notes.pitch = nn.Linear(16, 4)
+        return notes
+
+
+class MeanOfAll(Notes):
+    """Counts the padding."""
+
+    def summary(self, h: Tensor, real: Tensor) -> Tensor:
+        return h.mean(1, keepdim=True)
+
+
+class SumOverPadding(Notes):
+    """Divides by the real notes, but adds up all."""
+
+    def summary(self, h: Tensor, real: Tensor) -> Tensor:
+        return h.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+class BatchNormed(Notes):
+    """Looks at the other samples."""
+
+    def summary(self, h: Tensor, real: Tensor) -> Tensor:
+        mean: Tensor = super().summary(h, real)
+        return mean - mean.mean(0, keepdim=True)
+
+
+class Unsaved(Notes):
+    """Holds random numbers that are not in its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("hidden", torch.rand(16), persistent=False)
+
+    def summary(self, h: Tensor, real: Tensor) -> Tensor:
+        assert isinstance(self.hidden, Tensor)
+        return super().summary(h, real) + self.hidden
+
+
+def music_with(network: type[Notes]) -> Music:
+    @dataclass(frozen=True)
+    class Variant(Music):
+        def network(self, **options: Any) -> nn.Module:
+            return network(**options)
+
+    return Variant()
+
+
+class NoPreview(Music):
+    def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:
+        result = super().view(samples, folder)
+        (folder / "preview.png").unlink()
+        return result
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (Forgetful(), r"decode\(encode\(x\)\): got .* for record 0; expected"),
+        (Unhidden(), "padding of leaf 'loudness' that is not exactly zero"),
+        (FloatPitch(), "got leaf 'pitch' in torch.float32; expected int64 classes"),
+        (FourthPitch(), "got classes 0 to 3 in leaf 'pitch'; expected 0 to 2"),
+        (OneLeafShort(), r"got the leaves \['loudness', 'pitch'\]; expected \['pitch'\]"),
+        (RandomSizes(), "real elements of .* alone; expected"),
+        (OtherNumbers(), "got index"),
+        (Classless(), r"got \(3, 4, 4\) for 'pitch'; expected \(3, 4, 3\)"),
+        (music_with(MeanOfAll), "in all padding|without the batch's padding"),
+        (music_with(SumOverPadding), "with 1 in all padding"),
+        (music_with(BatchNormed), "without the batch's padding"),
+        (music_with(Unsaved), "after saving and loading the weights"),
+        (NoPreview(), "expected preview.png among them"),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_broken_adapters(adapter: Music, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_modality(adapter, MELODIES)
