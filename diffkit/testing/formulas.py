@@ -133,8 +133,8 @@ def _check_normal(space: Space, name: str, mask: Tensor) -> None:
     is_uniform(u, f"{name}: normal noise along a direction of the space")
     wider = space.normal(noise, "z", (4 * n, 9, 3), torch.nn.functional.pad(many, (0, 0, 0, 4)), torch.float64)
     identical(wider[:, :5], z, f"{name}: noise under more padding")
-    few = space.normal(Noise(1, noise.index[3:7]), "z", (4, 5, 3), many[3:7], torch.float64)
-    identical(few, z[3:7], f"{name}: noise in another batch")
+    part = space.normal(Noise(1, noise.index[3:7]), "z", (4, 5, 3), many[3:7], torch.float64)
+    identical(part, z[3:7], f"{name}: noise in another batch")
     narrow = space.normal(noise, "z", (4 * n, 5, 3), many, torch.float32)
     identical(narrow, z.float(), f"{name}: noise in float32")
 

@@ -9,7 +9,9 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from diffkit.noise import Noise, _normal_quantile, philox_4x32
+from diffkit.space import ZeroCentreOfMass
 from diffkit.testing.compare import is_uniform
+from diffkit.testing.formulas import ragged
 
 # Random123's kat_vectors for philox4x32-10: counter, key, result.
 KNOWN = [
@@ -157,3 +159,8 @@ def test_a_gpu_draws_the_same_bits() -> None:
     assert torch.equal(cpu.bits("x", (33, 35)), gpu.bits("x", (33, 35)).cpu())
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         assert torch.equal(cpu.normal("x", (300, 35), dtype), gpu.normal("x", (300, 35), dtype).cpu())
+    mask = ragged([7 + n for n in range(64)])
+    for width in (70, 300):  # a mean of floating-point numbers would change with the padding there
+        wide = ragged([7 + n for n in range(64)], width).cuda()
+        z = ZeroCentreOfMass().normal(gpu, "x", (64, width, 3), wide).cpu()
+        assert torch.equal(z[:, :70], ZeroCentreOfMass().normal(cpu, "x", (64, 70, 3), mask))
