@@ -148,7 +148,8 @@ class Gaussian:
         a, b = self.prediction.row(alpha, sigma)
         # Masked before the arithmetic, not after it: the gradient of a NaN that is masked away is NaN.
         output, x0, x_t = (masked(v, mask) for v in (output, x0, x_t))
-        eps = (x_t - alpha * x0) / sigma
+        # At t = 0 exactly there is no noise to name: x_t - alpha x_0 is 0, and so is eps.
+        eps = (x_t - alpha * x0) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
         return masked((output - (a * x0 + b * eps)) ** 2, mask)
 
     def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ Node: TypeAlias = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How samples are drawn. Equal settings give equal samples, but for the rounding of ``batch_size`` and ``precision``.
+    """How samples are drawn. Equal settings give equal samples, to the rounding of another ``batch_size``.
 
     Args:
         steps: of the time grid, at least 1.

@@ -89,7 +89,7 @@ class ZeroCentreOfMass:
         return _count(shape, mask) - shape[-1]
 
     @staticmethod
-    def _elements(x: Tensor, mask: Tensor | None) -> Tensor | float:
+    def _elements(x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return torch.full((), x.shape[1], dtype=torch.float64, device=x.device)
         return mask.to(torch.float64).sum(1, keepdim=True).clamp(min=1.0)

@@ -42,7 +42,8 @@ class Optimisation:
         learning_rate: AdamW's, after ``warmup`` steps of linear growth; then a cosine to ``final`` times that.
         betas, weight_decay: AdamW's; no decay on vectors and scalars.
         leaf_weights: weight of each leaf's loss; 1 where not named.
-        condition_dropout: probability, per condition and sample, of hiding a condition.
+        condition_dropout: probability of hiding all conditions of a sample, and otherwise of hiding each on its own:
+            any subset can be asked for, and guidance finds its unconditional estimate trained.
         seed: of the times, the noise, the dropped conditions and the network's own dropout.
     """
 
@@ -138,7 +139,8 @@ class DiffusionModule(L.LightningModule):
         if not self.training:
             return condition
         p = self.options.condition_dropout
-        return condition.drop({k: noise.uniform(f"drop/{k}", ()) < p for k in condition.values})
+        everything = noise.uniform("drop", ()) < p
+        return condition.drop({k: everything | (noise.uniform(f"drop/{k}", ()) < p) for k in condition.values})
 
     def training_step(self, sealed: Sealed, batch_index: int) -> Tensor:
         batch = sealed.batch

@@ -33,7 +33,6 @@ from diffkit_molecule.packed import SPLITS, Packed
 from diffkit_molecule.readers import read
 from diffkit_molecule.sources import SOURCES, cached
 from diffkit_molecule.tensors import masks
-from diffkit_molecule.tensors import masks
 
 SAMPLE = Path(__file__).parent / "sample" / "qm9.npz"
 """2,000 molecules of QM9 that ship with the package."""

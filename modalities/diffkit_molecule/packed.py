@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
 
+from diffkit.files import whole
 from diffkit_molecule.chem import Graph, Vocabulary, canonical_smiles, mol_to_graph
 from diffkit_molecule.descriptors import CONTINUOUS
-from diffkit.files import whole
 
 SPLITS = ("train", "valid", "test", "test_scaffolds")
 MAX_ATOMS = 255

@@ -1,4 +1,4 @@
-"""A model as a training run leaves it, small and untrained: what the command line does does not depend on its weights."""
+"""Models as training runs leave them, but small and untrained: the command line does the same with any weights."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A person's mistake is one line that says what was given and what would do, and an exit code; nothing is left half done."""
+"""A person's mistake is one line that says what was given and what would do; nothing is left half done."""
 
 import pickle
 import resource
@@ -63,9 +63,7 @@ def test_a_wrong_request_names_what_would_do(
         (["generat"], "invalid choice"),
     ],
 )
-def test_a_wrong_name_lists_what_exists(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_name_lists_what_exists(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in complaint(capsys, *arguments)
 
 

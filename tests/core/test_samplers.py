@@ -40,7 +40,9 @@ def test_classes_take_their_bridge_with_their_own_stochasticity(sampler: Sampler
     state = sampler.update(sampler.init(x), T, S, CALL, noise)
     assert torch.equal(state.x["c"], drawn[eta])
     again = sampler.update(state, S, S / 2, CALL, noise)  # with a history
-    assert torch.equal(again.x["c"], CASE.process["c"].bridge(state.x["c"], CALL(state.x, S)["c"], S, S / 2, noise, "c", eta=eta))
+    assert torch.equal(
+        again.x["c"], CASE.process["c"].bridge(state.x["c"], CALL(state.x, S)["c"], S, S / 2, noise, "c", eta=eta)
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from rdkit import Chem
+
 from diffkit_molecule.chem import (
     Vocabulary,
     atom_type,
@@ -15,7 +17,6 @@ from diffkit_molecule.chem import (
     with_hydrogens_and_conformer,
 )
 from diffkit_molecule.data import load
-from rdkit import Chem
 
 HEAVY = Vocabulary(("C", "N", "O", "F", "N+", "O-", "C-", "N-", "S", "Cl"))
 EXPLICIT = Vocabulary((*HEAVY.types, "H"))

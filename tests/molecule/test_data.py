@@ -11,15 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rdkit import Chem
+
+from diffkit.data import collate
 from diffkit_molecule import packed as packing
 from diffkit_molecule import sources
 from diffkit_molecule.chem import Vocabulary, canonical_smiles, check, standardise, with_hydrogens_and_conformer
 from diffkit_molecule.data import SAMPLE, load
 from diffkit_molecule.packed import Molecule, pack, split_of
 from diffkit_molecule.sources import Package, match_geometry
-from rdkit import Chem
-
-from diffkit.data import collate
 
 # The split is a function of the SMILES: alkanes and alcohols enough that each split has some.
 OWN = [*("C" * n for n in range(1, 12)), *("C" * n + "O" for n in range(1, 12))]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
 from diffkit.report import table
 from diffkit_molecule import data, distribution, geometry, metrics, stability
 from diffkit_molecule.chem import Vocabulary, canonical_smiles, graph_to_mol
-from rdkit import Chem
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 HEAVY = Vocabulary(("C", "N", "O", "N+", "O-"))
 EXPLICIT = Vocabulary(("H", "C", "N", "O", "N+"))

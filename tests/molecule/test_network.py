@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from diffkit_molecule.features import components, non_backtracking
-from diffkit_molecule.network import GraphTransformer
 
 from diffkit.condition import Condition
+from diffkit_molecule.features import components, non_backtracking
+from diffkit_molecule.network import GraphTransformer
 
 VALENCES = (4.0, 3.0, 2.0, 1.0, 4.0)
 

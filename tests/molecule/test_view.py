@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffkit_molecule import view
-from diffkit_molecule.chem import Vocabulary, graph_to_mol
 from PIL import Image
 from rdkit import Chem
+
+from diffkit_molecule import view
+from diffkit_molecule.chem import Vocabulary, graph_to_mol
 
 HEAVY = Vocabulary(("C", "N", "O"))
 EXPLICIT = Vocabulary(("H", "C", "O"))
