@@ -10,6 +10,9 @@ categorical one (there it is p_u (p_c / p_u)^scale, renormalised; Nisonoff et al
 negative condition takes the place of the empty one. Within ``interval`` of times alone it costs less and
 keeps diversity (Kynkäänniemi et al. 2024, arXiv:2404.07724).
 
+A temperature T takes p(x_0 | x_t)^(1/T), renormalised, for a categorical leaf: above 1 samples are more varied, below 1
+more typical. A Gaussian leaf's estimate is a mean and has none.
+
 A new guidance is a frozen dataclass whose ``__call__`` takes a `Denoise` and gives one.
 """
 
@@ -20,11 +23,11 @@ from torch import Tensor
 
 from diffkit.condition import Condition
 from diffkit.denoiser import Denoise
-from diffkit.estimate import Estimate, Estimates, weigh
+from diffkit.estimate import CategoricalEstimate, Estimate, Estimates, weigh
 from diffkit.product import Product
 from diffkit.typing import Masks, State, Time, expand, leaf_time
 
-__all__ = ["ClassifierFree"]
+__all__ = ["ClassifierFree", "Temperature"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,61 @@ class ClassifierFree:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"got the interval {self.interval}; expected 0 <= low <= high <= 1 (0 is data, 1 noise)")
+        _check_interval(self.interval)
 
     def __call__(self, denoise: Denoise) -> "Denoise":
         return _Guided(denoise, self)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """p(x_0 | x_t)^(1/value), renormalised, for every categorical leaf.
+
+    Args:
+        value: above 0; 1 changes nothing.
+        interval: (low, high) times, ends included, within which it acts. By default the early ones alone, where a
+            sample takes its outline: near the data a temperature above 1 would only put errors into it.
+    """
+
+    value: float = 1.0
+    interval: tuple[float, float] = (0.3, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_interval(self.interval)
+        if not self.value > 0:
+            raise ValueError(f"got a temperature of {self.value}; expected a number above 0 (1 changes nothing)")
+
+    def __call__(self, denoise: Denoise) -> "Denoise":
+        return _Tempered(denoise, self)
+
+
+def _check_interval(interval: tuple[float, float]) -> None:
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"got the interval {interval}; expected 0 <= low <= high <= 1 (0 is data, 1 noise)")
+
+
+@dataclass(frozen=True)
+class _Tempered:
+    inner: Denoise
+    temperature: Temperature
+
+    @property
+    def process(self) -> Product:
+        return self.inner.process
+
+    def __call__(self, x_t: State, t: Time, condition: Condition, mask: Masks) -> Estimates:
+        estimates = self.inner(x_t, t, condition, mask)
+        return {name: self._tempered(e, x_t[name], leaf_time(t, name)) for name, e in estimates.items()}
+
+    def _tempered(self, estimate: Estimate, x: Tensor, t: Tensor) -> Estimate:
+        if not isinstance(estimate, CategoricalEstimate):
+            return estimate
+        low, high = self.temperature.interval
+        inside = (low <= t) & (t <= high)
+        power = expand(torch.where(inside, 1 / self.temperature.value, 1.0), x).to(estimate.logits)
+        power = power.unsqueeze(-1) if power.ndim > 0 else power
+        return CategoricalEstimate((power * estimate.logits).log_softmax(-1))
 
 
 @dataclass(frozen=True)

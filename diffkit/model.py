@@ -15,7 +15,7 @@ from torch import nn
 
 from diffkit import registry
 from diffkit.denoiser import Denoise, Denoiser, log_snr_code
-from diffkit.guidance import ClassifierFree
+from diffkit.guidance import ClassifierFree, Temperature
 from diffkit.modality import Batch, Modality, Request, find_modality
 from diffkit.naming import nearest
 from diffkit.noise import Noise
@@ -90,6 +90,7 @@ class Model:
         grid: Node | None = None,
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
+        temperature: float | None = None,
         seed: int = 0,
         batch_size: int = 256,
         precision: str = "32",
@@ -106,6 +107,7 @@ class Model:
             steps, sampler, grid: the recipe's own where None; names, or nodes such as ``{"name": "ddim", "eta": 1}``.
             guidance: scale s of u + s (c - u), at or above 0; 1 is none.
             interval: (low, high) times within which guidance acts; 0 is data, 1 noise.
+            temperature: of categories, above 0; above 1 samples are more varied. The recipe's own where None.
             seed: equal seeds and settings give equal samples.
             batch_size: samples per network call.
             precision: "32" or "bf16".
@@ -122,6 +124,7 @@ class Model:
             grid=grid,
             guidance=guidance,
             interval=interval,
+            temperature=temperature,
             request=Request(prompt, {k: str(v) for k, v in (condition or {}).items()}),
             negative=_request(negative),
             seed=seed,
@@ -194,15 +197,16 @@ class Model:
         )
 
     def _guided(self, settings: Settings, layout: Batch) -> Denoise:
+        tempered = Temperature(settings.temperature)(self.denoiser) if settings.temperature != 1.0 else self.denoiser
         if settings.guidance == 1.0:
             if settings.negative is not None:
                 raise ValueError("got something to steer away from at guidance 1; expected a guidance above 1, e.g. 3")
-            return self.denoiser
+            return tempered
         negative = None
         if settings.negative is not None:
             noise = Noise(settings.seed, layout.index[:1].cpu())
             negative = self.modality.layout(1, noise, settings.negative).to(self.device).condition
-        return ClassifierFree(settings.guidance, negative, settings.interval)(self.denoiser)
+        return ClassifierFree(settings.guidance, negative, settings.interval)(tempered)
 
 
 def _request(asked: str | Mapping[str, str | float] | None) -> Request | None:

@@ -44,7 +44,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "dpmpp_2m": "diffkit.samplers.dpm:DPMpp2M",
     },
     "grid": {"power": "diffkit.grid:Power", "log_snr": "diffkit.grid:LogSNR", "karras": "diffkit.grid:Karras"},
-    "guidance": {"cfg": "diffkit.guidance:ClassifierFree"},
+    "guidance": {"cfg": "diffkit.guidance:ClassifierFree", "temperature": "diffkit.guidance:Temperature"},
     "times": {"uniform": "diffkit.times:Uniform", "logit_normal": "diffkit.times:LogitNormal"},
 }
 

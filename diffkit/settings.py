@@ -24,6 +24,7 @@ class Settings:
         sampler, grid: registry names, or nodes with options.
         guidance: scale s of u + s (c - u); 1 is none.
         interval: times within which guidance acts.
+        temperature: of the categorical leaves, above 0; see `diffkit.guidance.Temperature`.
         request: what is asked for.
         negative: what to steer away from.
         seed: any integer.
@@ -36,6 +37,7 @@ class Settings:
     grid: Node
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    temperature: float = 1.0
     request: Request = Request()
     negative: Request | None = None
     seed: int = 0

@@ -57,6 +57,7 @@ def read_settings(model: "Model", given: argparse.Namespace) -> "Settings":
         grid=node(given.grid) if given.grid else None,
         guidance=given.guidance,
         interval=tuple(given.interval),
+        temperature=given.temperature,
         request=Request(getattr(given, "prompt", None), pairs(given.condition)),
         negative=negative,
         seed=given.seed,

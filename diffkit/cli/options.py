@@ -53,6 +53,12 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
         metavar=("LOW", "HIGH"),
         help="times within which guidance acts; 0 is data, 1 noise",
     )
+    flag(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of categories; above 1 is more varied (default: the model's own)",
+    )
     flag("--condition", action="append", metavar="NAME=VALUE", help="ask for a value; may be given several times")
     flag("--negative", metavar="TEXT", help="steer away from a prompt, or from NAME=VALUE")
     flag("--seed", type=int, default=0, metavar="N", help="equal seeds give equal samples (default 0)")

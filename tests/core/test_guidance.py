@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from diffkit.condition import Condition
 from diffkit.denoiser import Denoise
 from diffkit.estimate import CategoricalEstimate, Estimates, GaussianEstimate, weigh
-from diffkit.guidance import ClassifierFree
+from diffkit.guidance import ClassifierFree, Temperature
 from diffkit.noise import Noise
 from diffkit.process import Categorical, Gaussian
 from diffkit.product import Product
@@ -237,3 +237,23 @@ def test_a_negative_of_other_names_is_refused() -> None:
 def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"got the interval .*expected 0 <= low <= high <= 1"):
         ClassifierFree(2.0, interval=interval)
+
+
+def test_a_temperature_is_a_power_of_the_probabilities_within_its_times() -> None:
+    denoise, x_t, mask = setting()
+    plain = denoise(x_t, HALF, LABELS, mask)
+    for value, interval, power in ((2.0, (0.3, 1.0), 0.5), (0.5, (0.5, 0.5), 2.0), (2.0, (0.6, 1.0), 1.0)):
+        tempered = Temperature(value, interval)(denoise)(x_t, HALF, LABELS, mask)
+        each = Temperature(value, interval)(denoise)(x_t, HALF.expand(3), LABELS, mask)
+        for name, estimate in plain.items():
+            if isinstance(estimate, CategoricalEstimate):
+                p = estimate.logits.exp() ** power
+                torch.testing.assert_close(tempered[name].logits.exp(), p / p.sum(-1, keepdim=True))
+                torch.testing.assert_close(each[name].logits, tempered[name].logits)
+            else:
+                assert tempered[name] is estimate
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Temperature(0.0)
