@@ -7,7 +7,7 @@ import torch
 
 from diffkit import registry
 from diffkit.condition import Condition
-from diffkit.guidance import ClassifierFree
+from diffkit.guidance import ClassifierFree, Temperature
 from diffkit.noise import Noise
 from diffkit.process import Categorical, Gaussian
 from diffkit.space import ZeroCentreOfMass
@@ -86,10 +86,12 @@ def test_guidance(name: str) -> None:
         ClassifierFree(4.0, NEGATIVE),
         ClassifierFree(4.0, interval=(0.0, 0.4)),
         ClassifierFree(4.0, interval=(0.4, 0.6)),
+        Temperature(2.0),
+        Temperature(0.5, (0.0, 0.4)),
     ],
     ids=str,
 )
-def test_guidance_settings(guidance: ClassifierFree) -> None:
+def test_guidance_settings(guidance: ClassifierFree | Temperature) -> None:
     check_guidance(guidance)
 
 
