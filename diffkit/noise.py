@@ -158,9 +158,7 @@ class Noise:
 
     def normal(self, leaf: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers of shape (B, *shape); none lies beyond 6.4 standard deviations."""
-        device = self.index.device
-        host = self if device.type != "mps" else Noise(self.seed, self.index.cpu(), self.path)
-        return _normal_quantile(host.uniform(leaf, shape)).to(device, dtype)
+        return _normal_quantile(self.uniform(leaf, shape)).to(dtype)
 
     def _key(self, leaf: str) -> tuple[int, int]:
         text = repr((int(self.seed), self.path, leaf)).encode()

@@ -35,12 +35,12 @@ def _device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"got device '{name}', which is not available here; expected cpu, cuda or mps") from None
+        torch.empty(0, device=device, dtype=torch.float64)  # which Apple's GPUs do not have, and the noise needs
+    except (RuntimeError, AssertionError, TypeError):
+        raise ValueError(f"got device '{name}', which cannot be used here; expected cpu or cuda") from None
     return device
 
 

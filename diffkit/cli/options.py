@@ -63,6 +63,6 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
     flag("--negative", metavar="TEXT", help="steer away from a prompt, or from NAME=VALUE")
     flag("--seed", type=int, default=0, metavar="N", help="equal seeds give equal samples (default 0)")
     flag("--batch-size", type=positive, default=256, metavar="N", help="samples per network call (default 256)")
-    flag("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
+    flag("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:1 (default: cuda if there is one)")
     flag("--precision", choices=("32", "bf16"), default="32", help="of the network's matrix products (default 32)")
     flag("--quiet", action="store_true", help="print nothing but errors")

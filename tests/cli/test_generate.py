@@ -54,7 +54,7 @@ def test_equal_seeds_give_equal_molecules_whatever_the_batch(model: Path, tmp_pa
 
 
 def test_a_trajectory_holds_every_step_of_every_sample(model: Path, tmp_path: Path) -> None:
-    generate(model, tmp_path, "--trajectory", "--batch-size", "4", "--steps", "3")
+    generate(model, tmp_path, "--trajectory", "--batch-size", "4", "--steps", "3", "--grid", "power:power=2")
     kept = load_file(tmp_path / "trajectory.safetensors")
     assert kept["t"].tolist() == pytest.approx([1.0, 4 / 9, 1 / 9])
     assert kept["s"].tolist() == pytest.approx([4 / 9, 1 / 9, 0.0])
@@ -97,6 +97,7 @@ def test_ctrl_c_keeps_the_batches_that_are_done(model: Path, tmp_path: Path) -> 
     # The interrupt comes from inside, after a number of batches, as a terminal would send it.
     program = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from diffkit import model\n"
         "plain, done = model.Model._batch, []\n"
         "def batch(*given):\n"
