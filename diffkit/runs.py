@@ -24,7 +24,8 @@ def claim(folder: Path) -> None:
     Raises:
         ValueError: if it holds files that no run put there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        return
     strange = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if strange and not (folder / RECIPE).exists():
         raise ValueError(

@@ -7,6 +7,7 @@ line on stderr and exit code 1 (2 for a flag that does not exist); Ctrl-C is 130
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from diffkit import __version__
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    warnings.formatwarning = _warning
     given, rest = parser().parse_known_args(arguments)
     try:
         _place(given, rest)
@@ -63,6 +65,11 @@ def _place(given: argparse.Namespace, rest: Sequence[str]) -> None:
             close = nearest(text.split("=")[0], known)
             given.command.error(f"got '{text}', which this command does not take{close} (see --help)")
         given.overrides.append(text)
+
+
+def _warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> str:
+    """A warning as one line, without the place in the code that gave it."""
+    return f"diffkit: {'warning' if category is UserWarning else category.__name__}: {message}\n"
 
 
 def _line(error: Exception) -> str:

@@ -40,9 +40,9 @@ def run(given: argparse.Namespace) -> int:
     """Draw, write, and say what was written."""
     from diffkit.cli.drawing import draw, open_model, read_settings
 
-    given.out.mkdir(parents=True, exist_ok=True)
     model = open_model(given)
     settings = read_settings(model, given)
+    given.out.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be written
     samples, complete = draw(model, settings, given, valid_only=given.valid_only, record=given.trajectory)
     command = " ".join(["diffkit", *sys.argv[1:]])
     report = samples.save(given.out, command=command, model=given.model or given.modality, complete=complete)
