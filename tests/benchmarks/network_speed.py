@@ -2,8 +2,8 @@
 
     python tests/benchmarks/network_speed.py
 
-One step is a forward and a backward pass of molecule/qm9's network on 512 molecules of the shipped sample. Prints molecules
-a second and, as machines differ and drift, the ratio to eager float32.
+One step is a forward and a backward pass of molecule/qm9's network on 512 molecules of the shipped sample. Prints
+molecules a second and, as machines differ and drift, the ratio to eager float32.
 """
 
 import time
