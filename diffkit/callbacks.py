@@ -30,6 +30,7 @@ from rich.text import Text
 from torch import Tensor
 
 from diffkit import checkpoint
+from diffkit.codec import Part
 from diffkit.files import whole
 from diffkit.model import Model
 from diffkit.training import EMA
@@ -70,16 +71,17 @@ class Averaged:
     and batch shape: nothing of the training, its compiled graphs included, takes notice.
     """
 
-    def __init__(self, recipe: Mapping[str, Any]) -> None:
-        self.model = Model.of(recipe)
+    def __init__(self, model: Model | Part) -> None:
+        self.model = model
 
-    def refresh(self, trainer: L.Trainer) -> Model:
+    def refresh(self, trainer: L.Trainer) -> Model | Part:
         """The model with the weights of this moment. All ranks have to call it; the weights are right on the first."""
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
         module = trainer.lightning_module
         state = ema.averaged(module).state_dict() if ema else trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            self.model.network.load_state_dict({k.removeprefix("network."): v for k, v in state.items()})
+            own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+            self.model.network.load_state_dict(own)
         return self.model
 
 
@@ -154,7 +156,7 @@ class Saver(Checkpoint):
         every: int,
         validate_every: int,
         averaged: Averaged,
-        card: Callable[[Model, Progress, L.Trainer], str],
+        card: Callable[[Model | Part, Progress, L.Trainer], str],
         finite: Finite,
         stop: Stop,
     ) -> None:
@@ -242,7 +244,7 @@ class Preview(Callback):
         if self.stop.agreed(trainer):
             return
         model = self.averaged.refresh(trainer)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not isinstance(model, Model):
             return
         try:
             counts = self._draw(model, trainer)

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from diffkit.codec import Part
 from diffkit.model import Model
 
 __all__ = ["Facts", "write"]
@@ -51,7 +52,7 @@ class Facts:
     metrics: Mapping[str, float]
 
 
-def write(model: Model, facts: Facts) -> str:
+def write(model: Model | Part, facts: Facts) -> str:
     """The card, as Markdown."""
     return "\n\n".join([_head(model.recipe), *_body(model, facts)]) + "\n"
 
@@ -68,10 +69,13 @@ def _head(recipe: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(stated, sort_keys=False)}---"
 
 
-def _body(model: Model, facts: Facts) -> Iterator[str]:
+def _body(model: Model | Part, facts: Facts) -> Iterator[str]:
     recipe, name = model.recipe, model.recipe["modality"]["name"]
-    yield f"# A diffusion model of data of kind {name}, made with diffkit"
-    yield f"    diffkit generate {name} --model FOLDER"
+    if recipe.get("codec") is not None:
+        yield f"# A codec for data of kind {name}, made with diffkit"
+    else:
+        yield f"# A diffusion model of data of kind {name}, made with diffkit"
+        yield f"    diffkit generate {name} --model FOLDER"
     yield f"## Training\n\n{_table(_training(model, facts))}"
     if facts.command:
         yield f"    {facts.command}"
@@ -85,7 +89,7 @@ def _body(model: Model, facts: Facts) -> Iterator[str]:
         yield "## Citations\n\n" + "\n".join(f"- {text}" for text in citations)
 
 
-def _training(model: Model, facts: Facts) -> dict[str, str]:
+def _training(model: Model | Part, facts: Facts) -> dict[str, str]:
     options = model.recipe["training"]
     return {
         "parameters": f"{sum(p.numel() for p in model.network.parameters()):,}",

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffkit.codec import Part
 from diffkit.files import whole
 from diffkit.inventory import WEIGHTS, default_model, modality_names, shipped
 from diffkit.model import Model
@@ -28,7 +29,7 @@ __all__ = ["find", "load", "save"]
 RECIPE, CARD = "recipe.yaml", "README.md"
 
 
-def save(model: Model, folder: Path, card: str, *, dtype: torch.dtype = torch.float32) -> None:
+def save(model: Model | Part, folder: Path, card: str, *, dtype: torch.dtype = torch.float32) -> None:
     """Write ``model`` into ``folder``, each file whole or not at all; floating-point weights as ``dtype``."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -64,7 +65,10 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
         ValueError: if there is no such model, or its files are cut short, of another kind, or do not fit each other.
     """
     folder = find(str(name))
-    model = Model.of(_recipe(folder / RECIPE))
+    recipe = _recipe(folder / RECIPE)
+    if recipe.get("codec") is not None:
+        raise ValueError(f"got {folder}, which holds a codec and draws no samples; a recipe names it under `modality`")
+    model = Model.of(recipe)
     weights = _weights(folder / WEIGHTS)
     expected = {k: tuple(v.shape) for k, v in model.network.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}

@@ -43,13 +43,14 @@ from diffkit.callbacks import (
     Stop,
     WholeFile,
 )
+from diffkit.codec import CodecModule, Part
 from diffkit.data import Batches, Sealed, StepSampler
 from diffkit.modality import Dataset, find_modality
 from diffkit.model import Model
 from diffkit.naming import nearest
 from diffkit.product import Product
 from diffkit.times import Times
-from diffkit.training import EMA, DiffusionModule, Optimisation
+from diffkit.training import EMA, DiffusionModule, Learner, Optimisation
 from diffkit.weighting import Weighting
 
 __all__ = ["Loaders", "Run", "fit", "prepare"]
@@ -134,8 +135,8 @@ def _seal(batch: Any) -> Sealed:
 class Run:
     """A run about to start: the model with fresh weights, its Lightning module and its batches."""
 
-    model: Model
-    module: DiffusionModule
+    model: Model | Part
+    module: Learner
     loaders: Loaders
 
 
@@ -152,13 +153,21 @@ def prepare(recipe: Mapping[str, Any]) -> Run:
         if len(dataset) == 0:
             raise ValueError(f"got data of which nothing is in the {split} split; expected more of it")
     recipe = {**recipe, "modality": {**recipe["modality"], "statistics": dict(train.statistics)}}
-    options = recipe["training"]
-    L.seed_everything(options["seed"], verbose=False)
-    model = Model.of(recipe)
+    L.seed_everything(recipe["training"]["seed"], verbose=False)
+    model, module = _codec(recipe) if recipe.get("codec") is not None else _denoiser(recipe)
+    return Run(model, module, Loaders(train, valid, recipe["training"]))
+
+
+def _codec(recipe: Mapping[str, Any]) -> tuple[Part, CodecModule]:
+    part = Part.of(recipe)
+    return part, CodecModule(part.codec, _optimisation(recipe["training"]))
+
+
+def _denoiser(recipe: Mapping[str, Any]) -> tuple[Model, DiffusionModule]:
+    model, options = Model.of(recipe), recipe["training"]
     times, coupling = registry.build("times", options["times"]), registry.build("coupling", options["coupling"])
     weightings = _weightings(options["weighting"], model.denoiser.process, times)
-    module = DiffusionModule(model.network, model.denoiser, _optimisation(options), times, weightings, coupling)
-    return Run(model, module, Loaders(train, valid, options))
+    return model, DiffusionModule(model.network, model.denoiser, _optimisation(options), times, weightings, coupling)
 
 
 def _weightings(node: Any, process: Product, times: Times) -> dict[str, Weighting]:
@@ -199,7 +208,7 @@ def fit(
     command: str = "",
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
-) -> Model | None:
+) -> Model | Path | None:
     """Train ``recipe`` into ``folder``, or take up the run that was begun there.
 
     Args:
@@ -210,7 +219,7 @@ def fit(
         callbacks: Lightning's, besides our own.
 
     Returns:
-        The exported model; None on every rank but the first.
+        The exported model, of a codec its folder; None on every rank but the first.
 
     Raises:
         ValueError: for a recipe, a folder or a checkpoint that cannot be used, or a loss that is not finite.
@@ -228,7 +237,9 @@ def fit(
         if recipe["training"]["compile"]:
             run.model.network.compile()
         trainer.fit(run.module, run.loaders, ckpt_path=last and last[0], weights_only=True)
-    return checkpoint.load(folder / "model") if _is_first() else None
+    if not _is_first():
+        return None
+    return folder / "model" if recipe.get("codec") is not None else checkpoint.load(folder / "model")
 
 
 def _is_first() -> bool:
@@ -282,14 +293,15 @@ def _callbacks(
             "exported ones are those of the last step; ddp has it",
             stacklevel=1,
         )
-    averaged, stop, finite = Averaged(recipe), Stop(), Finite(recipe["trainer"]["log_every_n_steps"])
+    averaged = Averaged(Part.of(recipe) if recipe.get("codec") is not None else Model.of(recipe))
+    stop, finite = Stop(), Finite(recipe["trainer"]["log_every_n_steps"])
     yield from (stop, finite, Preview(folder / "samples", averaged, stop))
     if not quiet:
         yield Bar(options["batch_size"])
     yield Saver(folder, every, validate_every, averaged, partial(_card, command, has_average), finite, stop)
 
 
-def _card(command: str, has_average: bool, model: Model, progress: Progress, trainer: L.Trainer) -> str:
+def _card(command: str, has_average: bool, model: Model | Part, progress: Progress, trainer: L.Trainer) -> str:
     name = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.machine() + " CPU"
     hardware = f"{trainer.world_size} x {name}"
     return card.write(

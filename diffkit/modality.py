@@ -1,7 +1,8 @@
 """What a data type brings: the adapter's contract, and how the core finds adapters.
 
 An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong, ``labelled``,
-where an object can say what it was asked to be, and ``illustrate``, where figures have pictures). The core never
+where an object can say what it was asked to be, ``illustrate``, where figures have pictures, and ``codec``, where an
+encoder or decoder is trained). The core never
 imports one: it looks up the entry points of group ``diffkit.modalities``, so a stranger's package is found exactly as
 ours are.
 
@@ -141,6 +142,14 @@ class Modality(ABC):
 
         An adapter that can write several formats has a field ``format``, and refuses a wrong one when it is made.
         """
+
+    def codec(self, **options: Any) -> Any:
+        """What `diffkit.codec` trains, where a recipe has a ``codec`` node (the options): a `diffkit.codec.Codec`.
+
+        Raises:
+            ValueError: for data that has none.
+        """
+        raise ValueError("got a recipe with a codec; this kind of data has none that is trained: leave the node out")
 
     def illustrate(self, samples: Sequence[Any], folder: Path, **options: Any) -> None:  # noqa: B027  (may stay empty)
         """Pictures to go with `metrics`, into ``folder``; options are the same. None, unless an adapter has some."""

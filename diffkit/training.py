@@ -35,7 +35,7 @@ from diffkit.times import Times
 from diffkit.typing import masked
 from diffkit.weighting import Plain, Weighting
 
-__all__ = ["EMA", "DiffusionModule", "Optimisation"]
+__all__ = ["EMA", "DiffusionModule", "Learner", "Optimisation"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,66 @@ class EMA(WeightAveraging):
             checkpoint.update(state_dict=average, current_model_state=raw)
 
 
-class DiffusionModule(L.LightningModule):
+class Learner(L.LightningModule):
+    """A network in training: one AdamW with a warm-up and a cosine, over ``critic`` as well where there is one."""
+
+    def __init__(self, network: nn.Module, options: Optimisation, critic: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.options = options
+        self.critic = critic
+        # Asked now: a sharded parameter is flat.
+        self._decays = [p.ndim > 1 for p in self.parameters()]
+
+    def _noise(self, batch: Batch, batch_index: int) -> Noise:
+        """Of a training step: a function of the seed, the step and the items."""
+        # A network's own dropout draws from torch's generator: it too has to repeat in a resumed run.
+        torch.manual_seed(hash((self.options.seed, batch_index, self.global_rank)))
+        return Noise(self.options.seed, batch.index).fold("train", self.global_step)
+
+    def _log(self, stage: str, total: Tensor, terms: Mapping[str, Tensor], count: int) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if stage == "valid" or (self.global_step + 1) % every == 0:  # seldom: the ranks wait for one another
+            logged = {f"{stage}/{k}": value for k, value in {"loss": total, **terms}.items()}
+            self.log_dict(logged, batch_size=count, sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter, decays in zip(self.parameters(), self._decays, strict=True):
+            groups[decays].append(parameter)
+        fast, slow = self.options.betas
+        nodes: list[dict[str, Any]] = [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            nodes,
+            lr=self.options.learning_rate,
+            betas=(fast, slow),
+            weight_decay=self.options.weight_decay,
+            foreach=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        warmup, stop = self.options.warmup, self.trainer.max_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, stop - warmup))
+        return self.options.final + (1 - self.options.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        if sharded is not None and gradient_clip_val:
+            sharded(gradient_clip_val)  # FSDP's: the norm is over the shards of all ranks
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+
+class DiffusionModule(Learner):
     """A denoiser in training."""
 
     def __init__(
@@ -121,16 +180,13 @@ class DiffusionModule(L.LightningModule):
         weightings: Mapping[str, Weighting] | None = None,
         coupling: Coupling | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, options)
         self.denoiser = denoiser
-        self.options = options
         self.times = times
         self.weightings = {k: Plain() for k in denoiser.process} | dict(weightings or {})
         self.coupling = coupling or Independent()
         self._memory = times.start()  # no buffer: the network alone is averaged, sharded and exported
         self._learnt = torch.zeros_like(self._memory)
-        self._decays = [p.ndim > 1 for p in network.parameters()]  # asked now: a sharded parameter is flat
 
     @property
     def process(self) -> Product:
@@ -166,11 +222,8 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, sealed: Sealed, batch_index: int) -> Tensor:
         batch = sealed.batch
-        # A network's own dropout draws from torch's generator: it too has to repeat in a resumed run.
-        torch.manual_seed(hash((self.options.seed, batch_index, self.global_rank)))
-        noise = Noise(self.options.seed, batch.index).fold("train", self.global_step)
         parts = self.trainer.accumulate_grad_batches
-        return self._step(batch, noise, "train", batch_index % parts, parts)
+        return self._step(batch, self._noise(batch, batch_index), "train", batch_index % parts, parts)
 
     def validation_step(self, sealed: Sealed, batch_index: int) -> Tensor:
         return self._step(sealed.batch, Noise(self.options.seed, sealed.batch.index).fold("valid"), "valid")
@@ -186,10 +239,7 @@ class DiffusionModule(L.LightningModule):
         total = torch.stack([self.options.leaf_weights.get(k, 1.0) * mean for k, mean in means.items()]).sum()
         if stage == "train" and memory.numel():
             self._learn(t, losses, memory, last=part == parts - 1)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if stage == "valid" or (self.global_step + 1) % every == 0:  # seldom: the ranks wait for one another
-            logged = {f"{stage}/{k}": value for k, value in {"loss": total, **means}.items()}
-            self.log_dict(logged, batch_size=len(batch.index), sync_dist=True)
+        self._log(stage, total, means, len(batch.index))
         return total
 
     def _learn(self, t: Tensor, losses: Mapping[str, Tensor], memory: Tensor, last: bool) -> None:
@@ -213,41 +263,6 @@ class DiffusionModule(L.LightningModule):
         shared = Noise(noise.seed, torch.zeros_like(noise.index), noise.path)  # equal on all ranks
         schedule = next(iter({**self.process.gaussian, **self.process.leaves}.values())).schedule
         return self.times(shared, places, size * ranks * parts, schedule, memory)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for parameter, decays in zip(self.network.parameters(), self._decays, strict=True):
-            groups[decays].append(parameter)
-        fast, slow = self.options.betas
-        nodes: list[dict[str, Any]] = [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            nodes,
-            lr=self.options.learning_rate,
-            betas=(fast, slow),
-            weight_decay=self.options.weight_decay,
-            foreach=True,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        warmup, stop = self.options.warmup, self.trainer.max_steps
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, stop - warmup))
-        return self.options.final + (1 - self.options.final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
-        if sharded is not None and gradient_clip_val:
-            sharded(gradient_clip_val)  # FSDP's: the norm is over the shards of all ranks
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 def _mean(loss: Tensor, mask: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ FLOORS = (
     {"guidance"},
     {"grid", "jumps", "samplers", "sample", "inversion", "tune", "interop", "likelihood"},
     {"inventory", "report", "registry", "modality", "data", "testing"},
-    {"settings", "samples", "model", "checkpoint", "card", "coupling", "training", "callbacks", "runs", "fit"},
+    {"settings", "samples", "model", "codec", "checkpoint", "card", "coupling", "training", "callbacks", "runs", "fit"},
     {"recipe", "cli", "__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -47,11 +47,14 @@ def run(given: argparse.Namespace) -> int:
         print(yaml.safe_dump(recipe, sort_keys=False), end="")
         return 0
     from diffkit.fit import fit
+    from diffkit.model import Model
 
     folder = given.out or _folder(given.recipe)
     model = fit(recipe, folder, command=" ".join(["diffkit", *sys.argv[1:]]), quiet=given.quiet)
     if model is not None:  # the first of several processes
-        print(f"{folder / 'model'}\n  diffkit generate {given.recipe.split('/')[0]} --model {folder}")
+        print(folder / "model")
+    if isinstance(model, Model):
+        print(f"  diffkit generate {given.recipe.split('/')[0]} --model {folder}")
     return 0
 
 

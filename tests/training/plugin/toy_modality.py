@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Example, Modality, Request
@@ -57,6 +58,24 @@ class Net(nn.Module):
 
 
 @dataclass(frozen=True)
+class Squeeze:
+    """Points through one number and back, against a critic that tells them from the data."""
+
+    network: nn.Module
+    critic: nn.Module | None
+
+    def losses(self, batch: Batch, noise: Noise, step: int) -> dict[str, Tensor]:
+        real = batch.x["point"] + 0.1 * noise.normal("crop", (2,)).float()
+        made = self.network(real)
+        terms = {"distance": (made - real).square().mean()}
+        if self.critic is not None:
+            fixed = {k: v.detach() for k, v in self.critic.named_parameters()}
+            terms["fooled"] = -0.1 * functional_call(self.critic, fixed, made).mean()
+            terms["critic"] = (1 - self.critic(real)).relu().mean() + (1 + self.critic(made.detach())).relu().mean()
+        return terms
+
+
+@dataclass(frozen=True)
 class Toy(Modality):
     statistics: Mapping[str, Any] = field(default_factory=dict)
     broken_view: bool = False
@@ -80,6 +99,10 @@ class Toy(Modality):
 
     def network(self, width: int = 16, dropout: float = 0.1) -> nn.Module:
         return Net(width, dropout)
+
+    def codec(self, adversarial: bool = True) -> Squeeze:
+        network = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2))
+        return Squeeze(network, nn.Linear(2, 1) if adversarial else None)
 
     def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Any]:
         return {}
