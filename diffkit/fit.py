@@ -63,6 +63,7 @@ _RUN = (
     "weighting",
     "coupling",
     "ema",
+    "start",
     "compile",
     "workers",
     "validate_every",
@@ -165,9 +166,20 @@ def _codec(recipe: Mapping[str, Any]) -> tuple[Part, CodecModule]:
 
 def _denoiser(recipe: Mapping[str, Any]) -> tuple[Model, DiffusionModule]:
     model, options = Model.of(recipe), recipe["training"]
+    if options.get("start") is not None:
+        _start(model, options["start"])
     times, coupling = registry.build("times", options["times"]), registry.build("coupling", options["coupling"])
     weightings = _weightings(options["weighting"], model.denoiser.process, times)
     return model, DiffusionModule(model.network, model.denoiser, _optimisation(options), times, weightings, coupling)
+
+
+def _start(model: Model, name: str) -> None:
+    """Give it the weights of the model ``name``."""
+    try:
+        model.network.load_state_dict(checkpoint.load(name).network.state_dict())
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"got training.start={name}, a model of another network: {reason}") from None
 
 
 def _weightings(node: Any, process: Product, times: Times) -> dict[str, Weighting]:

@@ -15,6 +15,7 @@ from diffkit.data import collate
 from diffkit.denoiser import Denoiser
 from diffkit.fit import fit, prepare
 from diffkit.modality import Batch, Example
+from diffkit.model import Model
 from diffkit.noise import Noise
 from diffkit.process import Gaussian
 from diffkit.product import Product
@@ -140,6 +141,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_other_ones(toy: Callab
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+def test_a_run_begins_with_the_weights_of_another_model(toy: Callable[..., Any], tmp_path: Path) -> None:
+    model = fit(toy(training={"steps": 2}), tmp_path, quiet=True)
+    assert isinstance(model, Model)
+    begun = prepare(toy(training={"start": str(tmp_path), "seed": 5})).model.network.state_dict()
+    assert all(torch.equal(begun[k], v) for k, v in model.network.state_dict().items())
+    with pytest.raises(ValueError, match="a model of another network: size mismatch"):
+        prepare(toy(training={"start": str(tmp_path)}, network={"width": 8}))
+    with pytest.raises(ValueError, match="got model 'nowhere'"):
+        prepare(toy(training={"start": "nowhere"}))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
