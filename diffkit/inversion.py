@@ -42,7 +42,7 @@ class _Silent(Noise):
     def fold(self, *tokens: int | str) -> "Noise":
         return self
 
-    def bits(self, leaf: str, shape: tuple[int, ...], first: int = 0) -> Tensor:
+    def bits(self, leaf: str, shape: tuple[int, ...], first: Sequence[int] = ()) -> Tensor:
         raise ValueError(
             "got a sampler that draws noise; expected a deterministic one, for noise that was added cannot be "
             "taken back: use ddim, heun or dpmpp_2m, or set eta, gamma or tau to 0"

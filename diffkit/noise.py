@@ -19,11 +19,12 @@ CPU and on a GPU, in eager mode.
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 __all__ = ["Noise", "philox_4x32"]
 
@@ -50,10 +51,10 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
     return c0, c1, c2, c3
 
 
-def _pack(shape: tuple[int, ...], device: torch.device, first: int = 0) -> tuple[Tensor, Tensor]:
+def _pack(shape: tuple[int, ...], device: torch.device, first: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """The two counter words that name each element of ``shape`` by its coordinates, whatever the sizes.
 
-    Those along the first axis are counted from ``first``.
+    Those along the leading axes are counted from ``first``.
     """
     bits = 64 // max(len(shape), 1)
     if any(size > 1 << min(bits, 62) for size in shape):
@@ -62,7 +63,7 @@ def _pack(shape: tuple[int, ...], device: torch.device, first: int = 0) -> tuple
         )
     low = high = torch.zeros((), dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
-        begin = 0 if axis else first
+        begin = first[axis] if axis < len(first) else 0
         coordinate = torch.arange(begin, begin + size, device=device).reshape(-1, *(1,) * (len(shape) - axis - 1))
         shift = bits * (len(shape) - axis - 1)
         if shift >= 32:
@@ -76,25 +77,26 @@ def _pack(shape: tuple[int, ...], device: torch.device, first: int = 0) -> tuple
 def _log(x: Tensor) -> Tensor:
     """Natural logarithm of positive float64 by exactly rounded operations: log m·2^e = e log 2 + 2 atanh z."""
     mantissa, exponent = torch.frexp(x)
-    below = mantissa < 0.7071067811865476
-    mantissa = torch.where(below, 2 * mantissa, mantissa)
-    exponent = exponent.to(x.dtype) - below.to(x.dtype)
-    z = (mantissa - 1) / (mantissa + 1)
+    below = (mantissa < 0.7071067811865476).to(x.dtype)
+    exponent = exponent.to(x.dtype).sub_(below)
+    mantissa.mul_(below.add_(1))
+    z = (mantissa - 1).div_(mantissa.add_(1))
     square = z * z
     series = torch.full_like(z, 1 / 23)
     for odd in range(21, 0, -2):
-        series = series * square + 1 / odd
-    return exponent * 0.6931471805599453 + 2 * z * series
+        series.mul_(square).add_(1 / odd)
+    return exponent.mul_(0.6931471805599453).add_(z.mul_(2).mul_(series))
 
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     value = torch.full_like(x, coefficients[-1])
     for c in coefficients[-2::-1]:
-        value = value * x + c
+        value.mul_(x).add_(c)
     return value
 
 
-# AS 241, PPND16: (numerator, denominator) near the centre, in the tail, and in the far tail.
+# AS 241, PPND16: (numerator, denominator) near the centre and in the tail. It has another for p < e^-25, below what
+# 32 bits give.
 _CENTRE = (
     (3.3871328727963666080, 133.14166789178437745, 1971.5909503065514427, 13731.693765509461125,
      45921.953931549871457, 67265.770927008700853, 33430.575583588128105, 2509.0809287301226727),
@@ -107,24 +109,16 @@ _TAIL = (
     (1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550,
      0.148103976427480074590, 0.0151986665636164571966, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
 )  # fmt: skip
-_FAR = (
-    (6.65790464350110377720, 5.46378491116411436990, 1.78482653991729133580, 0.296560571828504891230,
-     0.0265321895265761230930, 0.00124266094738807843860, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
-    (1.0, 0.599832206555887937690, 0.136929880922735805310, 0.0148753612908506148525,
-     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
-)  # fmt: skip
 
 
 def _normal_quantile(p: Tensor) -> Tensor:
-    """Inverse of the standard normal cumulative distribution for float64 ``p`` in (0, 1)."""
+    """Inverse of the standard normal cumulative distribution for float64 ``p`` from e^-25 to 1 - e^-25."""
     q = p - 0.5
+    r = _log(torch.minimum(p, 1 - p)).neg_().sqrt_().sub_(1.6)
+    tail = _polynomial(r, _TAIL[0]).div_(_polynomial(r, _TAIL[1])).copysign_(q)
     r = 0.180625 - q * q
-    centre = q * _polynomial(r, _CENTRE[0]) / _polynomial(r, _CENTRE[1])
-    r = torch.sqrt(-_log(torch.minimum(p, 1 - p)))
-    tail = _polynomial(r - 1.6, _TAIL[0]) / _polynomial(r - 1.6, _TAIL[1])
-    far = _polynomial(r - 5.0, _FAR[0]) / _polynomial(r - 5.0, _FAR[1])
-    outer = torch.where(r <= 5.0, tail, far)
-    return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -outer, outer))
+    centre = _polynomial(r, _CENTRE[0]).mul_(q).div_(_polynomial(r, _CENTRE[1]))
+    return torch.where(q.abs() <= 0.425, centre, tail)
 
 
 @dataclass(frozen=True)
@@ -150,10 +144,10 @@ class Noise:
         """An independent stream for the same samples, named by ``tokens``."""
         return Noise(self.seed, self.index, (*self.path, *tokens))
 
-    def bits(self, leaf: str, shape: tuple[int, ...], first: int = 0) -> Tensor:
+    def bits(self, leaf: str, shape: tuple[int, ...], first: Sequence[int] = ()) -> Tensor:
         """Random 32-bit words, int64 of shape (B, *shape): one Philox block serves four neighbours on the last axis.
 
-        With ``first``, those of a larger shape from there on along its first axis, of two axes or more.
+        With ``first``, those of a larger shape from there on along its leading axes, the last not among them.
         """
         last = shape[-1] if shape else 1
         blocks = (*shape[:-1], (last + 3) // 4)
@@ -163,24 +157,33 @@ class Noise:
         flat = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)
         return flat[..., :last].reshape(len(self.index), *shape)
 
-    def uniform(self, leaf: str, shape: tuple[int, ...], first: int = 0) -> Tensor:
+    def uniform(self, leaf: str, shape: tuple[int, ...], first: Sequence[int] = ()) -> Tensor:
         """Uniform numbers in the open interval (0, 1), float64 of shape (B, *shape); in float32 some would be 1."""
         return (self.bits(leaf, shape, first).to(torch.float64) + 0.5) / 4294967296.0
 
     def normal(self, leaf: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers of shape (B, *shape); none lies beyond 6.4 standard deviations."""
-        rows = max(1, _PART // max(len(self.index) * math.prod(shape[1:]), 1))
-        if len(shape) < 2 or rows >= shape[0] or self.index.device.type != "cpu":
+        sizes, width = (len(self.index), *shape[:-1]), shape[-1] if shape else 1
+        if math.prod(sizes) * width <= _PART or self.index.device.type != "cpu" or is_compiling():
             return _normal_quantile(self.uniform(leaf, shape)).to(dtype)
-        # In parts, as what leads to a number takes twenty times its memory, and leaves a CPU's cache.
-        parts = [
-            _normal_quantile(self.uniform(leaf, (min(rows, shape[0] - i), *shape[1:]), i)).to(dtype)
-            for i in range(0, shape[0], rows)
-        ]
-        return torch.cat(parts, 1)
+        # In parts, as what leads to a number takes ten times its memory, and leaves a CPU's cache.
+        x = torch.empty(len(self.index), *shape, dtype=dtype)
+        for samples, *rest in _parts(sizes, width):
+            part, some = x[(samples, *rest)], replace(self, index=self.index[samples])
+            part.copy_(_normal_quantile(some.uniform(leaf, tuple(part.shape[1:]), [s.start for s in rest])))
+        return x
 
     def _key(self, leaf: str) -> tuple[int, int]:
         return _hash(repr((int(self.seed), self.path, leaf)))
+
+
+def _parts(sizes: tuple[int, ...], width: int) -> Iterator[tuple[slice, ...]]:
+    """Slices that cut a tensor of ``sizes`` and a last axis of ``width`` into parts of few numbers, but whole rows."""
+    each = width * math.prod(sizes[1:])
+    rows = max(1, _PART // max(each, 1))
+    for i in range(0, sizes[0], rows):
+        for rest in _parts(sizes[1:], width) if each > _PART and len(sizes) > 1 else ((),):
+            yield slice(i, i + rows), *rest
 
 
 def _digest(address: str) -> tuple[int, int]:

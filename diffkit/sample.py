@@ -11,7 +11,7 @@ being a function of its arguments, it goes wrong at the same place.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -81,7 +81,7 @@ def walk(
         each: called with every step and the state after it; True ends the loop there.
         progress: wraps the iterable of steps.
     """
-    state = sampler.init(x)
+    call, state = replace(call, grid=tuple(grid)), sampler.init(x)
     for k, (t, s) in enumerate(progress(list(pairwise(grid)))):
         before, state = state.x, SamplerState(state.x, None, state.memory)  # the last estimates' memory is free again
         state = sampler.update(state, t, s, call, noise.fold("step", k))

@@ -24,8 +24,10 @@ def node(text: str) -> dict[str, Any]:
     return {"name": name} | {key: _value(value) for key, value in options.items()}
 
 
-def _value(text: str) -> int | float | str:
-    """A number, or a word where it is none."""
+def _value(text: str) -> bool | int | float | str:
+    """A number or a truth, or a word where it is neither."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)

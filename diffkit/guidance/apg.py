@@ -7,9 +7,9 @@ parallel to the conditional x_0 and what is orthogonal. The parallel part makes 
 
 At eta = 1 and without a radius that is u + scale (c - u). Norm and product run over the real elements of a sample.
 
-The paper's reverse momentum is left out: it makes the update a running average over the steps, and an estimate here
-depends on x_t alone. Samplers ask at times of their own choice, twice in a step or again after a rejected one, and an
-average over calls would hold something else for each.
+The paper's reverse momentum (its algorithm 1) is left out: it makes the update a running sum over the steps, and an
+estimate here depends on x_t alone. Samplers ask at times of their own choice, twice in a step or again after a rejected
+one, and a sum over calls would hold something else for each.
 """
 
 import math

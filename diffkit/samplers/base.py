@@ -33,12 +33,16 @@ def check_eta(eta: float, name: str) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """A denoiser with its condition, its mask and the rule of its classes filled in: ``call(x_t, t) -> estimates``."""
+    """A denoiser with its condition, its mask and the rule of its classes filled in: ``call(x_t, t) -> estimates``.
+
+    ``grid`` holds the times of the loop that makes the call, for methods that look ahead; nothing where there is none.
+    """
 
     denoise: Denoise
     condition: Condition = field(default_factory=Condition)
     mask: Masks = field(default_factory=dict)
     jump: Jump = field(default_factory=Posterior)
+    grid: tuple[float, ...] = ()
 
     @property
     def process(self) -> Product:

@@ -33,6 +33,7 @@ from diffkit.samplers.base import Call, SamplerState
 from diffkit.samplers.multistep import (
     check_order,
     exponential_moments,
+    lowered,
     places,
     remember,
     scaled,
@@ -55,10 +56,12 @@ class DEIS:
     Args:
         order: 1 (DDIM) to 3.
         over: the variable of the polynomial, "log_snr" or "time".
+        lower_final: take the last steps at orders 2 and 1, as diffusers does in fewer than 15 steps.
     """
 
     order: int = 3
     over: Variable = "log_snr"
+    lower_final: bool = False
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
@@ -70,9 +73,8 @@ class DEIS:
 
     def update(self, state: SamplerState, t: float, s: float, denoise: Call, noise: Noise) -> SamplerState:
         estimates = denoise(state.x, t)
-        history = remember(
-            state.memory, t, denoise.gaussian(lambda _, p, e: scaled(e, 0.0, 1.0), estimates), self.order
-        )
+        order = lowered(self.order, s, denoise.grid) if self.lower_final else self.order
+        history = remember(state.memory, t, denoise.gaussian(lambda _, p, e: scaled(e, 0.0, 1.0), estimates), order)
 
         def step(name: str, process: Gaussian, estimate: GaussianEstimate) -> Tensor:
             (alpha_t, _), (alpha_s, sigma_s) = process.schedule.at(t), process.schedule.at(s)

@@ -32,7 +32,7 @@ from diffkit.noise import Noise
 from diffkit.process import Gaussian
 from diffkit.product import Product
 from diffkit.samplers.base import Call, SamplerState, check_eta
-from diffkit.samplers.multistep import exponential_moments, places, remember, scaled, total, weighed, weights
+from diffkit.samplers.multistep import exponential_moments, lowered, places, remember, scaled, total, weighed, weights
 from diffkit.typing import State
 
 __all__ = ["DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE"]
@@ -44,6 +44,7 @@ class _Multistep:
 
     order: int = field(default=2, init=False, repr=False)
     eta: float = field(default=0.0, init=False, repr=False)
+    lower_final: bool = False
 
     def __post_init__(self) -> None:
         check_eta(self.eta, "eta")
@@ -53,9 +54,8 @@ class _Multistep:
 
     def update(self, state: SamplerState, t: float, s: float, denoise: Call, noise: Noise) -> SamplerState:
         estimates = denoise(state.x, t)
-        history = remember(
-            state.memory, t, denoise.gaussian(lambda _, p, e: scaled(e, 1.0, 0.0), estimates), self.order
-        )
+        order = lowered(self.order, s, denoise.grid) if self.lower_final else self.order
+        history = remember(state.memory, t, denoise.gaussian(lambda _, p, e: scaled(e, 1.0, 0.0), estimates), order)
 
         def step(name: str, process: Gaussian, estimate: GaussianEstimate) -> Tensor:
             x_t, mask = state.x[name], denoise.mask.get(name)
@@ -89,12 +89,20 @@ class _Multistep:
 
 @dataclass(frozen=True)
 class DPMpp2M(_Multistep):
-    """DPM-Solver++(2M): second order at one evaluation a step."""
+    """DPM-Solver++(2M): second order at one evaluation a step.
+
+    Args:
+        lower_final: take the last step at first order, also where it does not go to t = 0.
+    """
 
 
 @dataclass(frozen=True)
 class DPMpp3M(_Multistep):
-    """DPM-Solver++(3M): third order at one evaluation a step."""
+    """DPM-Solver++(3M): third order at one evaluation a step.
+
+    Args:
+        lower_final: take the last steps at orders 2 and 1, as diffusers does in fewer than 15 steps.
+    """
 
     order: int = field(default=3, init=False, repr=False)
 
@@ -105,6 +113,7 @@ class DPMpp2MSDE(_Multistep):
 
     Args:
         eta: stochasticity, from 0 (DPM-Solver++(2M)) to 1 (the reverse SDE).
+        lower_final: take the last step at first order, also where it does not go to t = 0.
     """
 
     eta: float = 1.0
@@ -116,6 +125,7 @@ class DPMpp3MSDE(_Multistep):
 
     Args:
         eta: stochasticity, from 0 (DPM-Solver++(3M)) to 1 (the reverse SDE).
+        lower_final: take the last steps at orders 2 and 1, as diffusers does in fewer than 15 steps.
     """
 
     order: int = field(default=3, init=False, repr=False)

@@ -33,6 +33,7 @@ __all__ = [
     "Scaled",
     "check_order",
     "exponential_moments",
+    "lowered",
     "places",
     "remember",
     "scaled",
@@ -55,6 +56,14 @@ def check_order(order: int, highest: int) -> None:
     """Refuse an order that a method does not have."""
     if not 1 <= order <= highest:
         raise ValueError(f"got order = {order}; expected a whole number from 1 to {highest}")
+
+
+def lowered(order: int, s: float, grid: Sequence[float]) -> int:
+    """The order of the step to ``s`` where the end of the grid lowers it: 1 in the last step, 2 in that before.
+
+    Without a grid it is as it was.
+    """
+    return min(order, sum(u <= s for u in grid) or order)
 
 
 def scaled(estimate: GaussianEstimate, u: float, w: float) -> Scaled:

@@ -30,6 +30,7 @@ from diffkit.estimate import GaussianEstimate, add
 from diffkit.noise import Noise
 from diffkit.process import Gaussian
 from diffkit.samplers.base import Call, SamplerState
+from diffkit.samplers.multistep import total
 from diffkit.typing import State
 
 __all__ = ["SASolver"]
@@ -132,10 +133,8 @@ def _sum(process: Gaussian, step: Last, known: Known, s: float, name: str) -> Te
         places = [(ends[1] - process.schedule.log_snr_at(t) / 2) / h for t, _ in known]
         finite = [v for v in places if math.isfinite(v)]
         shares = _shares(finite, moments((1 + step.tau**2) * h, len(finite)))
-    x = step.base[name]
-    for share, (_, x0) in zip(shares, known, strict=False):
-        x = add(1.0, x, whole * share, x0[name])
-    return x
+    terms = [(whole * share, x0[name]) for share, (_, x0) in zip(shares, known, strict=False)]
+    return total([(1.0, step.base[name]), *terms])
 
 
 def moments(c: float, count: int) -> list[float]:

@@ -16,7 +16,8 @@ and UniC-1, do the authors, and diffusers, take 1/2 for its weight in place of t
     B_1(h) = h  ("bh1")      or      B_2(h) = e^h - 1  ("bh2"; 1 - e^{-h} for x_0)
 
 which leaves the order as it is. As in all exponential methods, steps from pure noise and to t = 0 are of first order.
-A step that left from pure noise is corrected with B_2, as B_1 is infinite there.
+A step that left from pure noise is corrected with B_2, as B_1 is infinite there. The step before the last extrapolates
+over the longest way in log-SNR that there is; ``lower_final`` takes it at second order.
 """
 
 import math
@@ -33,6 +34,7 @@ from diffkit.samplers.multistep import (
     Scaled,
     check_order,
     exponential_moments,
+    lowered,
     places,
     remember,
     scaled,
@@ -63,10 +65,12 @@ class UniPC:
     Args:
         order: p of the predictor and of the corrector, 1 to 3.
         variant: B(h), "bh1" or "bh2".
+        lower_final: take the last steps at orders 2 and 1, as diffusers does.
     """
 
     order: int = 2
     variant: Variant = "bh2"
+    lower_final: bool = False
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
@@ -78,6 +82,7 @@ class UniPC:
 
     def update(self, state: SamplerState, t: float, s: float, denoise: Call, noise: Noise) -> SamplerState:
         estimates = denoise(state.x, t)
+        order = lowered(self.order, s, denoise.grid) if self.lower_final else self.order
         now, before = denoise.gaussian(lambda _, p, e: scaled(e, 1.0, 0.0), estimates), state.memory
 
         def corrected(name: str, process: Gaussian, estimate: GaussianEstimate) -> Scaled:
@@ -86,7 +91,7 @@ class UniPC:
             return _sum(self._terms(process, t, before, name, now[name]))
 
         x_t = denoise.gaussian(corrected, estimates)
-        memory = _Memory(x_t, remember(None if before is None else before.known, t, now, self.order))
+        memory = _Memory(x_t, remember(None if before is None else before.known, t, now, order))
         x_s = denoise.gaussian(lambda k, p, e: total(self._terms(p, s, memory, k)), estimates)
         return SamplerState(denoise.jumps(state.x, estimates, t, s, noise) | x_s, estimates, memory)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import diffkit as package
 from diffkit.cli import main
+from diffkit.cli.options import node
 from diffkit.samples import Samples
 
 
@@ -137,3 +138,9 @@ def test_ctrl_c_keeps_the_batches_that_are_done(model: Path, tmp_path: Path) -> 
     assert "Traceback" not in ended.stderr
     assert len(rows(tmp_path)) == 24
     assert json.loads((tmp_path / "run.json").read_text())["complete"] is False
+
+
+def test_options_of_a_component_are_numbers_truths_and_words() -> None:
+    told = {"name": "unipc", "order": 3, "lower_final": True, "variant": "bh1"}
+    assert node("unipc:order=3,lower_final=True,variant=bh1") == told
+    assert node("karras:rho=7.0,whole=false") == {"name": "karras", "rho": 7.0, "whole": False}

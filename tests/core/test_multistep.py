@@ -1,6 +1,7 @@
 """The weights of multistep methods against integrals that are known, their ends, and what they refuse."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from diffkit.prediction import System
 from diffkit.process import Gaussian
 from diffkit.product import Product
 from diffkit.sample import sample
-from diffkit.samplers.multistep import exponential_moments, places, scaled, total, weights
+from diffkit.samplers import DDIM, Call
+from diffkit.samplers.multistep import exponential_moments, lowered, places, scaled, total, weights
 from diffkit.schedule import Cosine, RectifiedFlow, Schedule
 from diffkit.testing import Mixture
 from diffkit.testing.compare import refused
@@ -41,6 +43,30 @@ def test_weights_are_exact_for_polynomials(nodes: list[float]) -> None:
 def test_the_weights_of_equal_steps_are_those_of_adams_and_bashforth() -> None:
     found = weights([0.0, -1.0, -2.0, -3.0], [1.0, 1 / 2, 1 / 3, 1 / 4])
     assert found == pytest.approx([55 / 24, -59 / 24, 37 / 24, -9 / 24], rel=1e-13)
+
+
+def test_the_end_of_the_grid_lowers_the_order() -> None:
+    grid = (1.0, 0.7, 0.4, 0.2, 0.0)
+    assert [lowered(3, s, grid) for s in grid[1:]] == [3, 3, 2, 1]
+    assert [lowered(2, s, grid[:-1]) for s in grid[1:-1]] == [2, 2, 1]
+    assert lowered(3, 0.2, ()) == 3
+
+
+@pytest.mark.parametrize("name", ["deis", "dpmpp_2m", "dpmpp_3m"])
+def test_the_last_step_of_a_sampler_that_sees_the_end_is_ddim(name: str) -> None:
+    """Of a grid that ends in the noise, where nothing else lowers the order."""
+    means = torch.tensor([[-2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
+    mixture = Mixture.gaussian(means, torch.full((2, 2), 0.5).double(), torch.tensor([0.25, 0.75]).double())
+    times, noise = (0.9, 0.7, 0.5, 0.3, 0.1), Noise.of(0, 3)
+    call = Call(mixture.denoise(Product({"x": Gaussian(Cosine())})), grid=times)
+    sampler = registry.build("sampler", {"name": name, "lower_final": True})
+    state = sampler.init({"x": noise.normal("x", (2,), torch.float64)})
+    for t, s in pairwise(times):
+        expected = DDIM().update(state, t, s, call, noise).x["x"]
+        plain = registry.build("sampler", name).update(state, t, s, call, noise).x["x"]
+        state = sampler.update(state, t, s, call, noise)
+    torch.testing.assert_close(state.x["x"], expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(plain, expected)
 
 
 def test_what_is_infinitely_far_has_no_place() -> None:

@@ -166,9 +166,14 @@ def test_a_gpu_draws_the_same_bits() -> None:
         assert torch.equal(z[:, :70], ZeroCentreOfMass().normal(cpu, "x", (64, 70, 3), mask))
 
 
-@pytest.mark.parametrize("shape", [(64, 300), (7, 5000), (3, 17, 33, 9)])
+@pytest.mark.parametrize("shape", [(64, 300), (7, 5000), (2, 9000), (3, 17, 33, 9)])
 def test_large_leaves_are_made_in_parts_of_the_same_numbers(shape: tuple[int, ...]) -> None:
     noise = Noise.of(5, 6)
     whole = _normal_quantile(noise.uniform("x", shape)).float()
     assert whole.numel() > 1 << 14
     assert torch.equal(noise.normal("x", shape), whole)
+
+
+def test_many_samples_are_made_in_parts_of_the_same_numbers() -> None:
+    noise = Noise.of(5, 20_000)
+    assert torch.equal(noise.normal("x", ()), _normal_quantile(noise.uniform("x", ())).float())

@@ -131,6 +131,12 @@ def test_noise_cannot_be_taken_back(sampler: Sampler) -> None:
         invert(mixture.denoise(process), {"x": x0}, grid(VPLinear(), 20), sampler=sampler)
 
 
+def test_noise_cannot_be_taken_back_of_leaves_that_are_made_in_parts() -> None:
+    mixture, process, x0 = plane(VPLinear())
+    with pytest.raises(ValueError, match="got a sampler that draws noise"):
+        invert(mixture.denoise(process), {"x": x0[:1].expand(20_000, -1)}, grid(VPLinear(), 2), sampler=Ancestral())
+
+
 def test_what_else_is_refused() -> None:
     case, (mixture, process, x0) = mixed(), plane(RectifiedFlow())
     denoise = mixture.denoise(process)

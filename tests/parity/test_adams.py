@@ -30,20 +30,21 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
+@pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [3, 12])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_deis(order: int, steps: int, prediction: str) -> None:
+def test_deis(order: int, steps: int, prediction: str, lower: bool) -> None:
     """Theirs cannot go to t = 0 (log rho is infinite there), and ends at the table's first step."""
     scheduler = diffusers.DEISMultistepScheduler(
-        solver_order=order, prediction_type=prediction, lower_order_final=False
+        solver_order=order, prediction_type=prediction, lower_order_final=lower
     )
     denoise, alphas = best(TABLE, PREDICTIONS[prediction]), exact_tables(scheduler)
     scheduler.set_timesteps(steps)
     ratios = ((1 - alphas) / alphas).sqrt()
     scheduler.sigmas = torch.cat([ratios[scheduler.timesteps], ratios[:1]])
     times = torch.cat([times_of(scheduler.timesteps)[:-1], torch.tensor([1e-3], dtype=torch.float64)])
-    got = ours(DEIS(order), denoise, times, UNIT)
+    got = ours(DEIS(order, lower_final=lower), denoise, times, UNIT)
     torch.testing.assert_close(got, theirs(scheduler, denoise, times), rtol=0, atol=1e-9)
 
 

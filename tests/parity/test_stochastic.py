@@ -7,7 +7,7 @@ float64, and for each step the draw that ours makes.
 import inspect
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -281,6 +281,44 @@ def test_issue_7651_strength_starts_at_the_wrong_noise() -> None:
     assert int(their_strength(scheduler, 20, 0.8)[0]) == 751, "theirs has changed; drop this half"
     tail = from_strength(Power()(20, TABLE), 0.8)
     assert tail[0] == pytest.approx(0.8) and len(tail) - 1 == 16
+
+
+def their_leg(denoise: Exact, scheduler: Any, timesteps: Sequence[Tensor] | Tensor, y: Tensor) -> Tensor:
+    for step in timesteps:
+        output = network(denoise, scheduler.scale_model_input(y, step), (step.double() + 1) / 1000)
+        y = scheduler.step(output, step, y).prev_sample
+    return y
+
+
+@pytest.mark.parametrize("start", [0.2, 0.5, 0.8])
+def test_issue_5447_a_second_model_starts_at_the_wrong_noise(start: float) -> None:
+    """One loop of Heun in two parts, as a base model and a refiner take it (``denoising_end`` and ``denoising_start``).
+
+    The first part there ends with a predictor's step, uncorrected, to the time after the one at which the second
+    begins. Ours is the loop in one part, to the bit.
+    """
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+        StableDiffusionXLImg2ImgPipeline,
+    )
+
+    denoise = best(TABLE, Eps())
+    whole, base, refiner = (
+        diffusers.HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing") for _ in range(3)
+    )
+    for scheduler in (whole, base, refiner):
+        scheduler.set_timesteps(10)
+    y = UNIT * (whole.sigmas[0] ** 2 + 1) ** 0.5
+    early = [t for t in base.timesteps if t >= round(1000 - 1000 * start)]  # their line in the base's pipeline
+    late, _ = StableDiffusionXLImg2ImgPipeline.get_timesteps(
+        SimpleNamespace(scheduler=refiner), 10, None, None, denoising_start=start
+    )
+    split = their_leg(denoise, refiner, late, their_leg(denoise, base, early, y))
+    off = (split - their_leg(denoise, whole, whole.timesteps, y)).abs().max()
+    assert float(off) > 0.05, "theirs is right now; drop this half"
+    times = Power()(10, TABLE)
+    part = round(10 * start)
+    handed = ours(Heun(), denoise, times[: part + 1], UNIT)
+    assert torch.equal(ours(Heun(), denoise, times[part:], handed), ours(Heun(), denoise, times, UNIT))
 
 
 def test_strength_that_is_no_binary_fraction_loses_a_step() -> None:

@@ -1,8 +1,8 @@
 """UniPC sample for sample against diffusers; how, see `tests/parity/common.py`.
 
-Given its sigmas in float64 theirs runs in float64 throughout. Theirs lowers its order towards the end of the grid,
-as it can see that end; ours is of first order only in the step to t = 0. So orders 1 and 2 are compared to t = 0,
-and all of them, with the lowering turned off, to the table's first step.
+Given its sigmas in float64 theirs runs in float64 throughout. Theirs lowers its order towards the end of the grid;
+ours does where it is asked to, and is of first order only in the step to t = 0 elsewhere. So all orders are compared
+to t = 0, and, with the lowering turned off, to the table's first step.
 """
 
 import numpy as np
@@ -51,8 +51,8 @@ def test_to_the_first_step_of_the_table(order: int, variant: str, prediction: st
     torch.testing.assert_close(got, theirs(scheduler, denoise, times), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 12])
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+@pytest.mark.parametrize("order", [1, 2, 3])
 def test_to_the_data(order: int, steps: int) -> None:
     scheduler = diffusers.UniPCMultistepScheduler(solver_order=order)
     denoise, alphas = best(TABLE, PREDICTIONS["epsilon"]), exact_tables(scheduler)
@@ -60,19 +60,23 @@ def test_to_the_data(order: int, steps: int) -> None:
     scheduler.sigmas = torch.cat([((1 - alphas) / alphas).sqrt()[scheduler.timesteps], torch.zeros(1).double()])
     times = times_of(scheduler.timesteps)
     torch.testing.assert_close(
-        ours(UniPC(order), denoise, times, UNIT), theirs(scheduler, denoise, times), rtol=0, atol=1e-9
+        ours(UniPC(order, lower_final=True), denoise, times, UNIT),
+        theirs(scheduler, denoise, times),
+        rtol=0,
+        atol=1e-9,
     )
 
 
+@pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_of_a_flow(order: int, variant: str, shift: float) -> None:
+def test_of_a_flow(order: int, variant: str, shift: float, lower: bool) -> None:
     """To the last of their sigmas before 0, at which "bh1" is NaN; they begin at 1 - 10^-6."""
     scheduler = diffusers.UniPCMultistepScheduler(
         solver_order=order,
         solver_type=variant,
-        lower_order_final=False,
+        lower_order_final=lower,
         use_flow_sigmas=True,
         flow_shift=shift,
         prediction_type="flow_prediction",
@@ -81,7 +85,7 @@ def test_of_a_flow(order: int, variant: str, shift: float) -> None:
     scheduler.set_timesteps(12)
     scheduler.sigmas = times = scheduler.sigmas[:-1].double()
     scheduler.timesteps = scheduler.timesteps[:-1]
-    got = ours(UniPC(order, variant), denoise, times, UNIT)
+    got = ours(UniPC(order, variant, lower), denoise, times, UNIT)
     torch.testing.assert_close(got, theirs(scheduler, denoise, times), rtol=1e-9, atol=1e-9)
 
 
