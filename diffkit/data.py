@@ -39,6 +39,7 @@ def collate(items: Sequence[tuple[int, Example]]) -> Batch:
         mask={k: pad([e.mask[k] for e in examples]) for k in examples[0].mask},
         condition=Condition({k: torch.nan_to_num(v) for k, v in values.items()}, present),
         index=torch.tensor([number for number, _ in items]),
+        given={k: pad([e.given[k] for e in examples]) for k in examples[0].given},
     )
 
 
@@ -60,8 +61,9 @@ class Sealed:
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Sealed":
-        leaves, masks = ({k: function(v) for k, v in tensors.items()} for tensors in (self.batch.x, self.batch.mask))
-        return Sealed(Batch(leaves, masks, self.batch.condition.map(function), function(self.batch.index)))
+        b = self.batch
+        leaves, masks, given = ({k: function(v) for k, v in tensors.items()} for tensors in (b.x, b.mask, b.given))
+        return Sealed(Batch(leaves, masks, b.condition.map(function), function(b.index), given))
 
 
 @dataclass(frozen=True)

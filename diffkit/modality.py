@@ -1,10 +1,9 @@
 """What a data type brings: the adapter's contract, and how the core finds adapters.
 
 An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong, ``labelled``,
-where an object can say what it was asked to be, ``illustrate``, where figures have pictures, and ``codec``, where an
-encoder or decoder is trained). The core never
-imports one: it looks up the entry points of group ``diffkit.modalities``, so a stranger's package is found exactly as
-ours are.
+where an object can say what it was asked to be, ``completed``, where a part of one can be given, ``illustrate``, where
+figures have pictures, and ``codec``, where an encoder or decoder is trained). The core never imports one: it looks up
+the entry points of group ``diffkit.modalities``, so a stranger's package is found exactly as ours are.
 
     [project.entry-points."diffkit.modalities"]
     molecule = "diffkit_molecule:modality"
@@ -35,25 +34,29 @@ __all__ = ["Batch", "Dataset", "Example", "Modality", "Request", "find_modality"
 class Example:
     """One item: its leaves and masks without a batch dimension, and its conditions as tensors (scalars are 0-d).
 
-    A condition that the item does not have is NaN.
+    A condition that the item does not have is NaN. ``given`` says which elements of a leaf (True) a network is shown
+    as they are, at t = 0, and does not learn to draw: so it learns to complete what is given.
     """
 
     x: Mapping[str, Tensor]
     mask: Mapping[str, Tensor] = field(default_factory=dict)
     condition: Mapping[str, Tensor] = field(default_factory=dict)
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Batch:
     """B items: leaves (B, ...), masks that broadcast over them, conditions, and the number of each item.
 
-    In a batch to be generated, ``x`` holds zeros that give the leaves their shapes.
+    In a batch to be generated, ``x`` holds zeros that give the leaves their shapes, and data where ``given`` (boolean
+    tensors that broadcast over the leaves) is True: the samples keep it as it is.
     """
 
     x: Mapping[str, Tensor]
     mask: Mapping[str, Tensor]
     condition: Condition
     index: Tensor
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on ``device``."""
@@ -63,6 +66,7 @@ class Batch:
             mask={k: v.to(device) for k, v in self.mask.items()},
             condition=self.condition.map(lambda v: v.to(device)),
             index=self.index.to(device),
+            given={k: v.to(device) for k, v in self.given.items()},
         )
 
 
@@ -114,6 +118,10 @@ class Modality(ABC):
 
     def labelled(self, records: Sequence[Any], condition: Condition) -> list[Any]:
         """Decoded objects with what was asked for written on them, where they can carry it."""
+        return list(records)
+
+    def completed(self, records: Sequence[Any], request: Request) -> list[Any]:
+        """Decoded objects of which a part was given by ``request``, in the terms of what was given."""
         return list(records)
 
     @abstractmethod

@@ -16,7 +16,7 @@ from torch import nn
 
 from diffkit import registry
 from diffkit.denoiser import Denoise, Denoiser, log_snr_code
-from diffkit.guidance import Guidance, Temperature, TopP
+from diffkit.guidance import Given, Guidance, Temperature, TopP
 from diffkit.modality import Batch, Modality, Request, find_modality
 from diffkit.naming import nearest
 from diffkit.noise import Noise
@@ -201,10 +201,12 @@ class Model:
                 record=record,
                 progress=progress or (lambda steps: steps),
             )
+        x = Given(layout.x, layout.given).kept(result.x)
+        records = self.modality.labelled(self.modality.decode(x, layout.mask), layout.condition)
         return Samples(
             self.modality,
             settings=settings,
-            records=self.modality.labelled(self.modality.decode(result.x, layout.mask), layout.condition),
+            records=self.modality.completed(records, settings.request) if layout.given else records,
             numbers=list(range(first, first + size)),
             drawn=size,
             evaluations=sum(rows),
@@ -214,6 +216,8 @@ class Model:
 
     def _guided(self, settings: Settings, layout: Batch) -> Denoise:
         denoise: Denoise = self._under(settings.schedule)
+        if layout.given:
+            denoise = Given(layout.x, layout.given)(denoise)
         if settings.temperature != 1.0:
             denoise = Temperature(settings.temperature)(denoise)
         if settings.top_p != 1.0:

@@ -4,7 +4,8 @@ One step: draw a time per sample, corrupt the data, call the network, and add up
 
     loss = sum_leaf weight_leaf  mean_samples weight(t) mean_elements loss_leaf(output, x_0, x_t, t)
 
-where the inner mean is over the real elements of a sample, ``loss_leaf`` is the leaf's loss under its weighting
+where the inner mean is over the elements of a sample that are real and not given (`diffkit.modality.Example`: those
+are shown as they are, at t = 0), ``loss_leaf`` is the leaf's loss under its weighting
 (`diffkit.weighting`) and weight(t) that of the distribution of the times (`diffkit.times`). Means of equal parts make
 the loss, hence the gradient, independent of how a batch is cut into ranks or accumulated parts. Every random number
 of a step is a function of (seed, step, item): a resumed run repeats the unbroken one.
@@ -32,7 +33,7 @@ from diffkit.modality import Batch
 from diffkit.noise import Noise
 from diffkit.product import Product
 from diffkit.times import Times
-from diffkit.typing import masked
+from diffkit.typing import expand, masked
 from diffkit.weighting import Plain, Weighting
 
 __all__ = ["EMA", "DiffusionModule", "Learner", "Optimisation"]
@@ -194,13 +195,13 @@ class DiffusionModule(Learner):
         return self.denoiser.process
 
     def losses(self, batch: Batch, t: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Each leaf's loss at times ``t`` (B,), as (B,) means over the real elements of each sample."""
+        """Each leaf's loss at times ``t`` (B,), as (B,) means over the elements of each sample that are learnt."""
         x_t = self._corrupted(batch, t, noise)
         condition = self._dropped(batch.condition, noise)
-        output = self.denoiser.output(x_t, t, condition, batch.mask)
+        output = self.denoiser.output(x_t, _times_of(batch, t), condition, batch.mask)
         losses = {}
         for k, process in self.process.leaves.items():
-            m = batch.mask.get(k)
+            m = _learnt(batch, k)
             losses[k] = _mean(self.weightings[k](process, output[k], batch.x[k], x_t[k], t, m), m).float()
         return losses
 
@@ -211,7 +212,7 @@ class DiffusionModule(Learner):
             x0 = masked(batch.x[k], batch.mask.get(k))
             alpha, sigma = self.process.gaussian[k].coefficients(t, x0)
             x_t[k] = alpha * x0 + sigma * eps
-        return x_t
+        return x_t | {k: torch.where(given, batch.x[k], x_t[k]) for k, given in batch.given.items()}
 
     def _dropped(self, condition: Condition, noise: Noise) -> Condition:
         if not self.training:
@@ -263,6 +264,21 @@ class DiffusionModule(Learner):
         shared = Noise(noise.seed, torch.zeros_like(noise.index), noise.path)  # equal on all ranks
         schedule = next(iter({**self.process.gaussian, **self.process.leaves}.values())).schedule
         return self.times(shared, places, size * ranks * parts, schedule, memory)
+
+
+def _times_of(batch: Batch, t: Tensor) -> Tensor | dict[str, Tensor]:
+    """Times (B,) as those of every element, 0 where one is given; ``t`` itself where none is."""
+    if not batch.given:
+        return t
+    return {k: torch.where(batch.given[k], 0.0, expand(t, v)) if k in batch.given else t for k, v in batch.x.items()}
+
+
+def _learnt(batch: Batch, leaf: str) -> Tensor | None:
+    """Which elements of a leaf are learnt: those that are real and not given."""
+    real, given = batch.mask.get(leaf), batch.given.get(leaf)
+    if given is None:
+        return real
+    return ~given if real is None else real & ~given
 
 
 def _mean(loss: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Embeddings of numbers: shapes, distinctness, and the null vector."""
+"""Embeddings of numbers, and the transformer: shapes, distances, masks, and the null vector."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffkit.nn.embeddings import FourierFeatures, ScalarEmbedding, TimeEmbedding
+from diffkit.nn.transformer import Attention, Block, rotary
 
 
 def test_fourier_features_are_cosines_and_sines_of_the_stated_frequencies():
@@ -48,3 +49,41 @@ def test_nan_in_an_absent_scalar_does_not_reach_the_gradient():
     embed(torch.tensor([1.0, torch.nan]), torch.tensor([True, False])).sum().backward()
     assert all(p.grad.isfinite().all() for p in embed.parameters())
     assert embed.null.grad.abs().sum() > 0
+
+
+def test_rotary_attention_sees_distances_alone():
+    """Shifting all positions changes nothing; stretching them does."""
+    torch.manual_seed(0)
+    attention, x, places = Attention(64).double(), torch.randn(2, 9, 64).double(), torch.arange(9)
+    first = attention(x, rotary(places).double())
+    torch.testing.assert_close(attention(x, rotary(places + 5).double()), first, atol=1e-6, rtol=1e-6)
+    assert (attention(x, rotary(places * 2).double()) - first).abs().max() > 1e-3
+
+
+def test_the_angle_of_position_one_is_one_radian_at_first():
+    cos, sin = rotary(torch.tensor([0, 1]), width=4)
+    torch.testing.assert_close(cos, torch.tensor([[1.0, 1.0], [math.cos(1), math.cos(0.01)]]))
+    torch.testing.assert_close(sin, torch.tensor([[0.0, 0.0], [math.sin(1), math.sin(0.01)]]))
+
+
+def test_attention_without_positions_is_softmax_of_normalised_products():
+    torch.manual_seed(0)
+    attention, x = Attention(32), torch.randn(1, 5, 32)
+    q, k, v = attention.inward(x).chunk(3, dim=-1)
+    q, k = (y / (y.square().mean(-1, keepdim=True)).sqrt() for y in (q, k))
+    expected = attention.out((q @ k.mT / 32**0.5).softmax(-1) @ v)
+    torch.testing.assert_close(attention(x, rotary(torch.zeros(5))), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_does_not_look_at_what_is_not_real():
+    torch.manual_seed(0)
+    block, x, turn = Block(32, 64), torch.randn(2, 6, 32), rotary(torch.arange(6))
+    real = torch.tensor([True] * 4 + [False] * 2).expand(2, 1, 1, 6)
+    still = torch.zeros(2, 1, 192)
+    alone = block(x[:, :4], still, turn[:, :4])
+    torch.testing.assert_close(block(x, still, turn, real)[:, :4], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_of_a_width_that_is_no_number_of_heads_is_refused():
+    with pytest.raises(ValueError, match="got width 40; expected a multiple of 32"):
+        Attention(40)

@@ -14,6 +14,8 @@ EXAMPLES = """examples:
   diffkit generate molecule -n 16 --seed 7 --out out/
   diffkit generate molecule --steps 50 --sampler ancestral --valid-only
   diffkit generate molecule --model runs/mine --condition gap=0.2 --guidance 2
+  diffkit generate audio "bright electric piano, C4" -n 4 --steps 20
+  diffkit generate audio --condition instrument=Flute pitch=72 velocity=100 seconds=1
 
 writes native files, preview.png and run.json (all settings, versions, seed, evaluations, seconds) into --out"""
 
@@ -31,7 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument("prompt", nargs="?", help="what is asked for, in words, where the model takes them")
     options.add_sampling(command, count=16)
     command.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where to write (default out/)")
-    command.add_argument("--format", metavar="NAME", help="of the native files, where there are several: glb, obj, ...")
+    command.add_argument("--format", metavar="NAME", help="of the native files, where there are several: glb, float")
     command.add_argument("--valid-only", action="store_true", help="draw again until all samples are valid")
     command.add_argument("--trajectory", action="store_true", help="keep t, x_t and the x0 estimate of every step")
     command.set_defaults(run=run, command=command)

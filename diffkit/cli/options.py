@@ -82,7 +82,7 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
         help="of categories; above 1 is more varied (default: the model's own)",
     )
     flag("--top-p", type=float, metavar="P", help="of categories: the likeliest that make up P (default 1, all)")
-    flag("--condition", action="append", metavar="NAME=VALUE", help="ask for a value; may be given several times")
+    flag("--condition", action="extend", nargs="+", metavar="NAME=VALUE", help="values asked for, one or several")
     flag("--negative", metavar="TEXT", help="steer away from a prompt, or from NAME=VALUE")
     flag("--seed", type=int, default=0, metavar="N", help="equal seeds give equal samples (default 0)")
     flag("--batch-size", type=positive, default=256, metavar="N", help="samples per network call (default 256)")

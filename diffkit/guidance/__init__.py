@@ -23,6 +23,7 @@ from diffkit.guidance.base import Guidance, Guided
 from diffkit.guidance.cfg import ClassifierFree
 from diffkit.guidance.compose import Composition
 from diffkit.guidance.energy import Energy
+from diffkit.guidance.given import Given
 from diffkit.guidance.temperature import Temperature
 from diffkit.guidance.top_p import TopP
 from diffkit.guidance.weaker import Autoguidance, PerturbedAttention, SkipLayers
@@ -34,6 +35,7 @@ __all__ = [
     "ClassifierFree",
     "Composition",
     "Energy",
+    "Given",
     "Guidance",
     "Guided",
     "PerturbedAttention",

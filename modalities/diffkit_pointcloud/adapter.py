@@ -4,8 +4,10 @@ A cloud is one leaf:
 
     points     (B, N, 3)   Gaussian   coordinates, the bounding box centred at 0, its largest half-extent 1
 
+(of a model with normals or colours (B, N, 6) or (B, N, 9): those, from -1 to 1, are further columns)
 with a mask (B, N, 1), as clouds of a batch may have different numbers of points, and the conditions ``category`` and
-``text``.
+``text``. A model of the condition ``given`` can be asked to complete a part of a cloud: its points come first, and stay
+as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffkit import registry
+from diffkit import registry, text
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Example, Modality, Request
 from diffkit.naming import nearest
@@ -27,11 +29,12 @@ from diffkit.product import Product
 from diffkit.report import Metrics
 from diffkit.space import Euclidean
 from diffkit.typing import State
-from diffkit_pointcloud import classifier, data, metrics, text, view
+from diffkit_pointcloud import classifier, data, metrics, view
 from diffkit_pointcloud.catalogue import KINDS
-from diffkit_pointcloud.cloud import Cloud, normalise
+from diffkit_pointcloud.cloud import Cloud, joined, normalise, rows
 from diffkit_pointcloud.network import SetTransformer
 from diffkit_pointcloud.prompts import category_of
+from diffkit_pointcloud.readers import read_cloud
 
 __all__ = ["PointCloud"]
 
@@ -41,10 +44,12 @@ class PointCloud(Modality):
     """The adapter. Its fields are a recipe's ``modality`` node.
 
     Args:
-        conditions: what a sample can be asked for: "category", and "text", any words (needs the ``text`` extra).
+        conditions: what a sample can be asked for: "category", "text", any words (needs the ``text`` extra), and
+            "given", to complete the part of a cloud that is in a file.
         points: of each sample, unless ``--condition points=N`` asks for another number.
         format: of the files that are written: ply, glb, obj, npy or xyz.
-        statistics: what `dataset` measured: names and sizes of the categories.
+        statistics: what `dataset` measured: names and sizes of the categories, and whether points have normals and
+            colours.
     """
 
     conditions: Sequence[str] = ("category",)
@@ -60,12 +65,16 @@ class PointCloud(Modality):
         """Names in the order of their numbers."""
         return list(self.statistics.get("categories", []))
 
+    @property
+    def _channels(self) -> int:
+        return 3 + 3 * sum(bool(self.statistics.get(name)) for name in ("normals", "colours"))
+
     def dataset(self, split: str, **options: Any) -> data.CloudDataset:
         known = self.statistics or None
         return data.load(split=split, conditions=tuple(self.conditions), statistics=known, **options)
 
     def encode(self, record: Cloud) -> Example:
-        points = torch.from_numpy(normalise(record).points)
+        points = torch.from_numpy(data.features(normalise(record), self.statistics))
         return Example(
             {"points": points}, {"points": torch.ones(len(points), 1, dtype=torch.bool)}, self._known(record)
         )
@@ -76,11 +85,11 @@ class PointCloud(Modality):
         values = {"category": torch.tensor(number)}
         if "text" in self.conditions:
             values["text"] = torch.from_numpy(text.embedded([record.caption])[0])
-        return {name: values[name] for name in self.conditions}
+        return {name: values[name] for name in self.conditions if name in values}
 
     def decode(self, x: State, mask: State) -> list[Any]:
         points, real = x["points"].float().cpu().numpy(), mask["points"].squeeze(-1).cpu().numpy()
-        return [Cloud(np.ascontiguousarray(p[r])) for p, r in zip(points, real, strict=True)]
+        return [data.from_features(p[r], self.statistics) for p, r in zip(points, real, strict=True)]
 
     def valid(self, record: Cloud) -> bool:
         return bool(np.isfinite(record.points).all())
@@ -94,7 +103,9 @@ class PointCloud(Modality):
 
     def layout(self, count: int, noise: Noise, request: Request) -> Batch:
         values = dict(request.values)
-        points = _count(values.pop("points", str(self.points)))
+        known = "given" in values and "given" in self.conditions
+        part = normalise(self._part(values.pop("given"))) if known else None
+        points = _count(values.pop("points", str(self._total(part))))
         asked = values.pop("category", None)
         if values:
             raise ValueError(
@@ -102,10 +113,32 @@ class PointCloud(Modality):
             )
         if request.prompt is not None and asked is not None:
             raise ValueError(f"got the prompt {request.prompt!r} and category={asked}; expected one of them")
-        if not self.conditions and (asked or request.prompt) is not None:
+        if not {"category", "text"} & set(self.conditions) and (asked or request.prompt) is not None:
             raise ValueError("got a category or a prompt; this model was trained without categories")
-        x, mask = torch.zeros(count, points, 3), torch.ones(count, points, 1, dtype=torch.bool)
-        return Batch({"points": x}, {"points": mask}, self._condition(count, asked, request.prompt, noise), noise.index)
+        x, mask = torch.zeros(count, points, self._channels), torch.ones(count, points, 1, dtype=torch.bool)
+        condition = self._condition(count, asked, request.prompt, noise)
+        if part is None:
+            return Batch({"points": x}, {"points": mask}, condition, noise.index)
+        given = torch.arange(points).reshape(1, -1, 1).expand(count, -1, -1) < len(part.points)
+        if bool(given.all()):
+            raise ValueError(f"got points={points}, and {len(part.points)} of them given; expected more to be drawn")
+        x[:, : len(part.points)] = torch.from_numpy(data.features(part, self.statistics))
+        return Batch({"points": x}, {"points": mask}, condition, noise.index, {"points": given})
+
+    def _part(self, path: str) -> Cloud:
+        """The part of a cloud that is in a file; of a mesh, half as many points as a sample has."""
+        if not Path(path).is_file():
+            raise ValueError(f"got given={path}, which is no file; expected a mesh or a cloud")
+        return read_cloud(Path(path), self.points // 2, bool(self.statistics.get("colours")))
+
+    def _total(self, part: Cloud | None) -> int:
+        """The points of a sample: as many as usual, and at least as many new ones as given ones."""
+        return self.points if part is None else max(self.points, 2 * len(part.points))
+
+    def completed(self, records: Sequence[Cloud], request: Request) -> list[Any]:
+        """Where the part was: its own points, and the others around it."""
+        part = self._part(request.values["given"])
+        return [joined(part, rows(r, np.arange(len(part.points), len(r.points)))) for r in records]
 
     def _condition(self, count: int, category: str | None, prompt: str | None, noise: Noise) -> Condition:
         """What was asked for; where that was nothing, each sample's category is drawn as often as the data has it."""
@@ -139,10 +172,17 @@ class PointCloud(Modality):
             share = torch.tensor(self.statistics["counts"], dtype=torch.float64).cumsum(0)
             u = noise.fold("category").uniform("points", ()).unsqueeze(1)
             return (u * share[-1] > share).sum(1).float(), given
-        if category not in self.categories:
-            known = ", ".join(self.categories)
-            raise ValueError(f"got category={category}; expected one of {known}{nearest(category, self.categories)}")
-        return torch.full((count,), float(self.categories.index(category))), given
+        turns = torch.tensor(self._asked(category), dtype=torch.float32)
+        return turns[noise.index.cpu() % len(turns)], given
+
+    def _asked(self, category: str) -> list[int]:
+        """The numbers of those categories in which samples take turns: one, several ("chair,lamp"), or each."""
+        names = self.categories if category == "each" else [name.strip() for name in category.split(",")]
+        for name in names:
+            if name not in self.categories:
+                known = ", ".join([*self.categories, "each"])
+                raise ValueError(f"got category={name}; expected one of {known}{nearest(name, self.categories)}")
+        return [self.categories.index(name) for name in names]
 
     def process(self, **options: Any) -> Product:
         """The leaf's process; options are {points: {schedule, prediction}}."""
@@ -151,7 +191,7 @@ class PointCloud(Modality):
     def network(self, **options: Any) -> nn.Module:
         categories = len(self.categories) if "category" in self.conditions else 0
         width = text.WIDTH if "text" in self.conditions else 0
-        return SetTransformer(categories=categories, text=width, **options)
+        return SetTransformer(categories=categories, text=width, channels=self._channels, **options)
 
     def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Metrics]:
         """Against the test split; the floor is what the validation split scores."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IDENTITY", "Cloud", "normalise", "restore"]
+__all__ = ["IDENTITY", "Cloud", "appended", "joined", "normalise", "restore", "rows"]
 
 Points = NDArray[np.float32]
 
@@ -53,6 +53,30 @@ def normalise(cloud: Cloud) -> Cloud:
     moved = tuple(float(v) for v in centre * old_scale + np.asarray(old_centre))
     framed = ((points - centre) / scale).astype(np.float32)
     return replace(cloud, points=framed, transform=((moved[0], moved[1], moved[2]), scale * old_scale))
+
+
+def rows(cloud: Cloud, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Cloud:
+    """The cloud of some of its points, in their order."""
+    normals = None if cloud.normals is None else cloud.normals[chosen]
+    colours = None if cloud.colours is None else cloud.colours[chosen]
+    return replace(cloud, points=cloud.points[chosen], normals=normals, colours=colours)
+
+
+def joined(part: Cloud, rest: Cloud) -> Cloud:
+    """``part`` as it is, and after it ``rest``, which is in the frame of the part (`normalise`)."""
+    return appended(part, restore(replace(rest, transform=normalise(part).transform)))
+
+
+def appended(first: Cloud, second: Cloud) -> Cloud:
+    """The points of both as one cloud, with what is known of the second; normals and colours where both have some."""
+    bent = first.normals is not None and second.normals is not None
+    painted = first.colours is not None and second.colours is not None
+    return replace(
+        second,
+        points=np.concatenate([first.points, second.points]),
+        normals=np.concatenate([first.normals, second.normals]) if bent else None,
+        colours=np.concatenate([first.colours, second.colours]) if painted else None,
+    )
 
 
 def restore(cloud: Cloud) -> Cloud:

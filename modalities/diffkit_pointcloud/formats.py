@@ -5,8 +5,8 @@
 | ply | float32, binary, little endian | nx ny nz | red green blue, bytes | a comment |
 | glb | float32, glTF 2.0 points | NORMAL | COLOR_0, bytes | the node's name |
 | obj | `v`, six decimals, and `p` elements | `vn` | after the coordinates of `v`, 0 to 1 | a comment |
-| npy | float32 (N, 3) | no | no | no |
-| xyz | a line each, six decimals | no | no | no |
+| npy | float32 (N, 3), and then | three columns | three columns, 0 to 255 | no |
+| xyz | a line each, six decimals, and then | three numbers | three bytes | no |
 
 PLY: G. Turk 1994. glTF: Khronos Group, glTF 2.0, sections 3.7.2 (meshes) and 4 (GLB); points are mode 0.
 """
@@ -109,15 +109,20 @@ def obj(cloud: Cloud) -> bytes:
 
 
 def npy(cloud: Cloud) -> bytes:
-    """NumPy's own format, of the points alone."""
+    """NumPy's own format: columns of points, normals and colours."""
     file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(cloud.points, np.float32), allow_pickle=False)
+    parts = [part for part in (cloud.points, cloud.normals, cloud.colours) if part is not None]
+    np.save(file, np.concatenate([np.asarray(part, np.float32) for part in parts], 1), allow_pickle=False)
     return file.getvalue()
 
 
 def xyz(cloud: Cloud) -> bytes:
-    """Three numbers a line, of the points alone."""
-    return "".join(f"{_numbers(row)}\n" for row in cloud.points).encode()
+    """A point per line: its place, its normal and its colour."""
+    parts = [cloud.points] if cloud.normals is None else [cloud.points, cloud.normals]
+    lines = [_numbers(row) for row in np.concatenate(parts, 1)]
+    if cloud.colours is not None:
+        lines = [f"{line} {r} {g} {b}" for line, (r, g, b) in zip(lines, cloud.colours.tolist(), strict=True)]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _numbers(row: NDArray[Any]) -> str:

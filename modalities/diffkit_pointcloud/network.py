@@ -41,6 +41,7 @@ class SetTransformer(nn.Module):
     Args:
         categories: number of categories; 0 for none.
         text: width of the text embedding; 0 for none.
+        channels: numbers per point, of which the first three are its place.
         width: point width P, a multiple of 32.
         latent_width: latent width D, a multiple of 32.
         latents: number of latents L.
@@ -56,6 +57,7 @@ class SetTransformer(nn.Module):
         *,
         categories: int = 0,
         text: int = 0,
+        channels: int = 3,
         width: int = 128,
         latent_width: int = 160,
         latents: int = 64,
@@ -71,13 +73,13 @@ class SetTransformer(nn.Module):
         self.category = nn.Embedding(categories + 1, CONDITION_WIDTH) if categories else None
         self.text = nn.Linear(text, CONDITION_WIDTH) if text else None
         self.no_text = nn.Parameter(torch.zeros(CONDITION_WIDTH)) if text else None
-        self.embed = nn.Linear(3 + 6 * len(WAVES), width)
+        self.embed = nn.Linear(channels + 6 * len(WAVES), width)
         self.latents = nn.Parameter(torch.randn(latents, latent_width) / latent_width**0.5)
         self.point_modulation = nn.Linear(CONDITION_WIDTH, 3 * width)
         self.latent_modulation = nn.Linear(CONDITION_WIDTH, 6 * latent_width)
         self.blocks = nn.ModuleList(Block(width, latent_width, layers) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, 3)
+        self.out = nn.Linear(width, channels)
         self.skip = nn.Linear(CONDITION_WIDTH, 1)
         for layer in (self.point_modulation, self.latent_modulation, self.out, self.skip):
             nn.init.zeros_(layer.weight)
@@ -89,13 +91,13 @@ class SetTransformer(nn.Module):
         """A vector per point.
 
         Args:
-            x: ``points`` (B, N, 3).
+            x: ``points`` (B, N, channels).
             t: 0-d, (B,), or per point as :data:`diffkit.typing.NetworkTime` says.
             condition: ``category`` (B,) int64, ``text`` (B, width); a name that is missing counts as not given.
             mask: bool ``points`` (B, N, 1); without it every point is real.
 
         Returns:
-            ``points`` (B, N, 3) float32, zero at padding.
+            ``points`` (B, N, channels) float32, zero at padding.
         """
         points, real_BN1 = x["points"].float(), mask.get("points")
         points = masked(points, real_BN1)
@@ -141,7 +143,7 @@ class SetTransformer(nn.Module):
         return torch.where(present, given, absent.to(given.dtype))
 
     def _waves(self, points: Tensor) -> Tensor:
-        angles = (points.unsqueeze(-1) * self.waves).flatten(2)
+        angles = (points[..., :3].unsqueeze(-1) * self.waves).flatten(2)
         return torch.cat([points, angles.sin(), angles.cos()], dim=-1)
 
 

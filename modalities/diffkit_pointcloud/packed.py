@@ -1,9 +1,12 @@
-"""A set of point clouds in one file: coordinates as 16-bit integers, of which a training step takes a few at random."""
+"""A set of point clouds in one file: coordinates as 16-bit integers, of which a training step takes a few at random.
+
+Normals (as bytes, to 1 / 127) and colours are there for all points of all clouds, or for none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ class Packed:
     categories: NDArray[np.str_]  # [M] empty where unknown
     splits: NDArray[np.uint8]  # [M] index into SPLITS
     credits: NDArray[np.str_]  # [M] author and licence, empty where unknown
+    normals: NDArray[np.int8] = field(default_factory=lambda: np.zeros((0, 3), np.int8))  # [A, 3], or [0, 3]
+    colours: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 3), np.uint8))  # [A, 3], or [0, 3]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -45,11 +50,25 @@ class Packed:
         own = self.points[self.offsets[m] : self.offsets[m + 1]]
         return own[chosen].astype(np.float32) / np.float32(STEPS)
 
+    def take_normals(self, m: int, chosen: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32] | None:
+        """Normals of the chosen points, of length 1; None where the set has none."""
+        if not len(self.normals):
+            return None
+        own = self.normals[self.offsets[m] : self.offsets[m + 1]][chosen].astype(np.float32)
+        unit: NDArray[np.float32] = own / np.linalg.norm(own, axis=1, keepdims=True).clip(min=1).astype(np.float32)
+        return unit
+
+    def take_colours(self, m: int, chosen: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.uint8] | None:
+        """Colours of the chosen points; None where the set has none."""
+        return self.colours[self.offsets[m] : self.offsets[m + 1]][chosen] if len(self.colours) else None
+
     def cloud(self, m: int, count: int | None = None) -> Cloud:
         """Cloud ``m``, normalised; its first ``count`` points, which are as good as any."""
         x, y, z, scale = (float(v) for v in self.frames[m])
         return Cloud(
             self.take(m, slice(count)),
+            self.take_normals(m, slice(count)),
+            self.take_colours(m, slice(count)),
             caption=str(self.captions[m]),
             category=str(self.categories[m]),
             transform=((x, y, z), scale),
@@ -58,24 +77,38 @@ class Packed:
     def select(self, rows: Sequence[int] | NDArray[np.int64], count: int | None = None) -> Packed:
         """The set of clouds ``rows``, in that order, of their first ``count`` points."""
         rows = np.asarray(rows, dtype=np.int64)
-        own = [self.points[self.offsets[m] : self.offsets[m + 1]][:count] for m in rows]
-        points = np.concatenate(own) if own else self.points[:0]
-        offsets = np.concatenate([[0], np.cumsum([len(p) for p in own])]).astype(np.int64)
-        others = {name: getattr(self, name)[rows] for name in Packed.__dataclass_fields__ if name not in _FLAT}
-        return Packed(points, offsets, **others)
+        ends = [
+            self.offsets[m + 1] if count is None else min(self.offsets[m] + count, self.offsets[m + 1]) for m in rows
+        ]
+        spans = [slice(self.offsets[m], end) for m, end in zip(rows, ends, strict=True)]
+        flat = {name: getattr(self, name) for name in _FLAT}
+        flat = {name: np.concatenate([v[:0], *(v[s] for s in spans)]) for name, v in flat.items()}
+        offsets = np.cumsum([0, *(s.stop - s.start for s in spans)]).astype(np.int64)
+        others = {name: getattr(self, name)[rows] for name in Packed.__dataclass_fields__ if name not in _OWN}
+        return Packed(offsets=offsets, **flat, **others)
 
     def of(self, split: str) -> Packed:
         """The clouds of ``split``."""
         return self.select(np.flatnonzero(self.splits == SPLITS.index(split)))
 
 
-_FLAT = ("points", "offsets")
+_FLAT = ("points", "normals", "colours")
+_OWN = (*_FLAT, "offsets")
 
 
 def pack(
-    clouds: Sequence[Cloud], names: Sequence[str], splits: Sequence[str], credits: Sequence[str] | None = None
+    clouds: Sequence[Cloud],
+    names: Sequence[str],
+    splits: Sequence[str],
+    credits: Sequence[str] | None = None,
+    normals: bool = False,
+    colours: bool = False,
 ) -> Packed:
     """A set of clouds, each in its frame; the points of each are to stand in random order.
+
+    Args:
+        clouds, names, splits, credits: a row each.
+        normals, colours: keep them; every cloud has some.
 
     Raises:
         ValueError: for a cloud that `normalise` refuses.
@@ -91,7 +124,15 @@ def pack(
         np.array([cloud.category for cloud in framed], dtype=np.str_),
         np.array([SPLITS.index(split) for split in splits], dtype=np.uint8),
         np.array(credits or [""] * len(names), dtype=np.str_),
+        np.concatenate([np.zeros((0, 3), np.int8), *(_bytes(c.normals) for c in framed if normals)]),
+        np.concatenate([np.zeros((0, 3), np.uint8), *(c.colours for c in framed if colours and c.colours is not None)]),
     )
+
+
+def _bytes(normals: NDArray[np.float32] | None) -> NDArray[np.int8]:
+    assert normals is not None
+    kept: NDArray[np.int8] = np.rint(np.nan_to_num(normals).clip(-1, 1) * 127).astype(np.int8)
+    return kept
 
 
 def save(packed: Packed, path: Path) -> None:
@@ -104,4 +145,4 @@ def save(packed: Packed, path: Path) -> None:
 def load(path: Path) -> Packed:
     """Read what `save` wrote."""
     with np.load(path, allow_pickle=False) as file:
-        return Packed(**{name: file[name] for name in Packed.__dataclass_fields__})
+        return Packed(**{name: file[name] for name in Packed.__dataclass_fields__ if name in file})

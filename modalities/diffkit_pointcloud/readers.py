@@ -1,10 +1,15 @@
 """A person's own shapes: meshes and clouds, one file, a folder of them at any depth, or a zip.
 
 - ``.obj``, ``.ply``, ``.stl``, ``.off``, ``.glb``, ``.gltf``: meshes, scenes with all their parts, clouds; by trimesh.
-- ``.npy``: an array (N, 3), or with more columns, of which the first three count.
-- ``.xyz``: a point per line, its first three numbers; lines that begin with # and a heading are passed over.
+- ``.npy``: an array (N, 3), or with more columns; see below.
+- ``.xyz``: a point per line; lines that begin with # and a heading are passed over.
 - ``.pcd``: ASCII or binary; points that are NaN are missing by that format's convention, and left out.
 - ``.zip``: any of these.
+
+Normals and colours are read where they are: of meshes (`diffkit_pointcloud.meshes`), of the vertices of a PLY or OBJ,
+in a PCD's fields ``normal_x`` and so on and ``rgb``, and in three or six more columns of an array or a line. Of those,
+three that all have length 1 are a normal, and three whole numbers up to 255, or others from 0 to 1, a colour; more
+columns, or ones that are neither, are passed over.
 
 The category of a file is the folder it lies in, below the one that was given. Captions, and categories where there are
 no folders, come from ``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``caption`` (or ``text``), and
@@ -22,13 +27,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffkit_pointcloud.catalogue import bucket_of
-from diffkit_pointcloud.cloud import Cloud, normalise
+from diffkit_pointcloud.cloud import Cloud, normalise, rows
 from diffkit_pointcloud.meshes import MESHES, load_mesh, sample_surface
 from diffkit_pointcloud.packed import Packed, pack
 
@@ -60,8 +66,8 @@ class Report:
         return "; ".join(shown) + (f"; and {len(self.rejected) - SHOWN} more" if len(self.rejected) > SHOWN else "")
 
 
-def read(path: Path) -> tuple[Packed, Report]:
-    """Pack the shapes in ``path``, a file, a folder or a zip.
+def read(path: Path, normals: bool = False, colours: bool = False) -> tuple[Packed, Report]:
+    """Pack the shapes in ``path``, a file, a folder or a zip; those that have ``normals`` and ``colours``, if asked to.
 
     Raises:
         ValueError: if nothing there can be used, with the reasons.
@@ -72,31 +78,36 @@ def read(path: Path) -> tuple[Packed, Report]:
     names: list[str] = []
     clouds: list[Cloud] = []
     rejected: list[tuple[str, str]] = []
-    for name, cloud in _clouds(path, rejected):
+    for name, cloud in _clouds(path, rejected, normals, colours):
         names.append(name)
         clouds.append(cloud)
     report = Report(path, len(clouds) + len(rejected), rejected)
     if not clouds:
         found = f"none of {report.total} files usable: {report.reasons()}" if report.total else "no shapes in it"
         raise ValueError(f"got {path} with {found}; expected files that end in {', '.join(SUFFIXES)}")
-    return pack(clouds, names, _splits(names)), report
+    return pack(clouds, names, _splits(names), None, normals, colours), report
 
 
-def read_cloud(path: Path) -> Cloud:
-    """One file as at most 16,384 points, drawn evenly from its surface if it is a mesh.
+def read_cloud(path: Path, surface: int = KEPT, colours: bool = False) -> Cloud:
+    """One file as at most 16,384 points; if it is a mesh, ``surface`` points drawn evenly from it.
+
+    A mesh's ``colours`` are read if asked for, and all else that a file has of normals and colours.
 
     Raises:
         ValueError: for a file that cannot be used, with the reason.
     """
+    if path.suffix.lower() not in SUFFIXES[:-1]:
+        raise ValueError(f"got {path.name}; expected a file that ends in {', '.join(SUFFIXES[:-1])}")
     _require_size(path.stat().st_size)
-    shape = _READERS[path.suffix.lower()](path)
+    suffix = path.suffix.lower()
+    shape = load_mesh(path, colours) if suffix in MESHES else _READERS[suffix](path)
     seed = int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16)
-    if not isinstance(shape, np.ndarray):
-        return sample_surface(shape, KEPT, seed)
-    if len(shape) > KEPT:
-        shape = shape[np.sort(np.random.default_rng(seed).choice(len(shape), KEPT, replace=False))]
-    order = np.random.default_rng(seed).permutation(len(shape))  # so that any first part of it is a random part
-    return Cloud(np.asarray(shape[order], dtype=np.float32))
+    if not isinstance(shape, Cloud):
+        return sample_surface(shape, surface, seed)
+    if len(shape.points) > KEPT:
+        shape = rows(shape, np.sort(np.random.default_rng(seed).choice(len(shape.points), KEPT, replace=False)))
+    # so that any first part of it is a random part
+    return rows(shape, np.random.default_rng(seed).permutation(len(shape.points)))
 
 
 def _require_size(size: int) -> None:
@@ -104,7 +115,7 @@ def _require_size(size: int) -> None:
         raise ValueError(f"has {size / 2**30:.1f} GiB; expected at most {LIMIT >> 30}: split it, or simplify the mesh")
 
 
-def _clouds(path: Path, rejected: list[tuple[str, str]]) -> Iterator[tuple[str, Cloud]]:
+def _clouds(path: Path, rejected: list[tuple[str, str]], normals: bool, colours: bool) -> Iterator[tuple[str, Cloud]]:
     """Every shape that can be used, by the name of its file; what cannot be is added to ``rejected``."""
     with _folder(path, rejected) as root:
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
@@ -112,10 +123,18 @@ def _clouds(path: Path, rejected: list[tuple[str, str]]) -> Iterator[tuple[str, 
         for file in files:
             name = file.name if root.is_file() else file.relative_to(root).as_posix()
             if file.suffix.lower() == ".zip":
-                yield from ((f"{name}/{inner}", cloud) for inner, cloud in _clouds(file, rejected))
-            elif file.suffix.lower() in _READERS:
+                within = _clouds(file, rejected, normals, colours)
+                yield from ((f"{name}/{inner}", cloud) for inner, cloud in within)
+            elif file.suffix.lower() in SUFFIXES:
                 try:
-                    yield name, _described(normalise(read_cloud(file)), name, known.get(name, {}))
+                    cloud = read_cloud(file, colours=colours)
+                    for wanted, what, there in (
+                        (normals, "normals", cloud.normals),
+                        (colours, "colours", cloud.colours),
+                    ):
+                        if wanted and there is None:
+                            raise ValueError(f"has no {what}")
+                    yield name, _described(normalise(cloud), name, known.get(name, {}))
                 except (ValueError, OSError) as error:
                     rejected.append((name, _plain(error)))
             elif root.is_file():
@@ -198,41 +217,69 @@ def _splits(names: Sequence[str]) -> list[str]:
 # Formats
 
 
-def _points(array: NDArray[np.generic]) -> NDArray[np.float64]:
+def _table(array: NDArray[np.generic]) -> Cloud:
+    """Columns as a cloud: points, and three or six more by what their numbers can be."""
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
         raise ValueError(f"has an array of shape {array.shape} and type {array.dtype}; expected numbers (N, 3)")
-    return np.asarray(array[:, :3], dtype=np.float64)
+    values = np.asarray(array, dtype=np.float64)
+    known: dict[str, NDArray[np.float64]] = {}
+    for first in (3, 6) if values.shape[1] in (6, 9) else ():
+        if first < values.shape[1]:
+            three = values[:, first : first + 3]
+            known.setdefault(_meaning(three), three)
+    normals, colours = known.get("normals"), known.get("colours")
+    return Cloud(
+        values[:, :3].astype(np.float32),
+        None if normals is None else normals.astype(np.float32),
+        None if colours is None else _bytes(colours),
+    )
 
 
-def _npy(path: Path) -> NDArray[np.float64]:
+def _meaning(three: NDArray[np.float64]) -> str:
+    if not len(three) or not np.isfinite(three).all():
+        return ""
+    if np.allclose(np.linalg.norm(three, axis=1), 1, atol=1e-2):
+        return "normals"
+    whole = bool((three == np.rint(three)).all()) and three.max() <= 255
+    return "colours" if three.min() >= 0 and (whole or three.max() <= 1) else ""
+
+
+def _bytes(colours: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colours from 0 to 1, or to 255 as whole numbers, as bytes."""
+    return np.rint(colours if colours.max() > 1 else colours * 255).astype(np.uint8)
+
+
+def _npy(path: Path) -> Cloud:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"cannot be read as .npy ({str(error).splitlines()[0]})") from None
-    return _points(array)
+    return _table(array)
 
 
-def _xyz(path: Path) -> NDArray[np.float64]:
-    rows, skipped = [], 0
+def _xyz(path: Path) -> Cloud:
+    found: list[list[float]] = []
+    skipped = 0
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             words = line.replace(",", " ").split()
             if not words or words[0].startswith("#"):
                 continue
             try:
-                rows.append([float(w) for w in words[:3]])
+                numbers = [float(w) for w in words[:9]]
             except ValueError:
+                numbers = []
+            if len(numbers) < 3:
                 skipped += 1
             else:
-                if len(rows[-1]) < 3:
-                    rows.pop()
-                    skipped += 1
+                found.append(numbers)
     if skipped > 2:
         raise ValueError(f"cannot be read as .xyz ({skipped} lines without three numbers)")
-    return np.array(rows, dtype=np.float64).reshape(-1, 3)
+    width = min(map(len, found), default=3)
+    return _table(np.array([numbers[:width] for numbers in found], dtype=np.float64).reshape(-1, width))
 
 
-def _pcd(path: Path) -> NDArray[np.float64]:
+def _pcd(path: Path) -> Cloud:
     content = path.read_bytes()
     header, kind, body = _pcd_parts(content)
     fields, sizes, types = header["FIELDS"], [int(v) for v in header["SIZE"]], header["TYPE"]
@@ -246,14 +293,27 @@ def _pcd(path: Path) -> NDArray[np.float64]:
     )
     if kind == "ascii":
         columns = np.cumsum([0, *counts])
-        rows = np.array(body.split(), dtype=np.float64).reshape(number, -1)
-        points = np.stack([rows[:, columns[fields.index(axis)]] for axis in "xyz"], axis=1)
+        words = np.array(body.split()).reshape(number, -1)
+        table = {f: words[:, columns[k]].astype(row[f].base) for k, f in enumerate(fields) if counts[k]}
     elif kind == "binary":
-        table = np.frombuffer(body, row, number)
-        points = np.stack([table[axis][:, 0].astype(np.float64) for axis in "xyz"], axis=1)
+        binary = np.frombuffer(body, row, number)
+        table = {f: binary[f][:, 0] for k, f in enumerate(fields) if counts[k]}
     else:
         raise ValueError(f"is PCD of kind {kind}; expected ascii or binary: save it again without compression")
-    return points[~np.isnan(points).any(1)]
+    return _fields(table)
+
+
+def _fields(table: Mapping[str, NDArray[Any]]) -> Cloud:
+    """A PCD's columns: x y z, normal_x and so on, and rgb, three bytes of four that may be called a number."""
+    points = np.stack([table[axis].astype(np.float32) for axis in "xyz"], axis=1)
+    names = ("normal_x", "normal_y", "normal_z")
+    normals = np.stack([table[n].astype(np.float32) for n in names], 1) if set(names) <= set(table) else None
+    packed = table.get("rgb", table.get("rgba"))
+    colours = None
+    if packed is not None and packed.dtype.itemsize == 4:
+        bits = np.ascontiguousarray(packed).view(np.uint32)
+        colours = np.stack([bits >> 16 & 255, bits >> 8 & 255, bits & 255], 1).astype(np.uint8)
+    return rows(Cloud(points, normals, colours), np.flatnonzero(~np.isnan(points).any(1)))
 
 
 def _pcd_parts(content: bytes) -> tuple[dict[str, list[str]], str, bytes]:
@@ -269,11 +329,6 @@ def _pcd_parts(content: bytes) -> tuple[dict[str, list[str]], str, bytes]:
     return header, found[1].decode(), content[found.end() :]
 
 
-_READERS: Mapping[str, Callable[[Path], object]] = {
-    **dict.fromkeys(MESHES, load_mesh),
-    ".npy": _npy,
-    ".xyz": _xyz,
-    ".pcd": _pcd,
-}
-SUFFIXES = (*_READERS, ".zip")
+_READERS: Mapping[str, Callable[[Path], Cloud]] = {".npy": _npy, ".xyz": _xyz, ".pcd": _pcd}
+SUFFIXES = (*MESHES, *_READERS, ".zip")
 """Of the files that are read."""

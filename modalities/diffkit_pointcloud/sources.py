@@ -1,38 +1,38 @@
 """Public sets of meshes, fetched as packages and converted once to the cache.
 
-The client is apt (``apt-get download``: nothing is installed), the file's hash is checked, and what is kept is one
-packed file in ``~/.cache/diffkit/pointcloud`` (``DIFFKIT_CACHE`` overrides the first part). A machine without apt or a
-network takes the package from the folder that ``DIFFKIT_DOWNLOADS`` names.
+What is kept is one packed file in the folder ``pointcloud`` of the cache; `diffkit.packages` says how a package is had.
 
 Furniture (Debian package ``sweethome3d-furniture``, CC-BY-3.0 and CC0): 820 meshes of Sweet Home 3D, by Scopia, Andrew
 Kator and Jennifer Legaz, Reallusion, and contributors of Blend Swap.
+
+KiCad (``kicad-packages3d``, CC-BY-SA-4.0 with an exception for electronic designs, some of it GPL-3+): 6,224 meshes of
+electronic parts, in folders by kind. It is read member by member, as it would fill 5.3 GB; nothing of it is shipped.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import os
-import subprocess
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
+from diffkit.packages import Package, cache_folder, fetched, members, unpacked
 from diffkit_pointcloud import packed
 from diffkit_pointcloud.catalogue import Entry, parse, split_of
 from diffkit_pointcloud.cloud import Cloud
-from diffkit_pointcloud.meshes import load_mesh, sample_surface, trimesh
+from diffkit_pointcloud.meshes import GREY, load_mesh, sample_surface, trimesh
 from diffkit_pointcloud.packed import Packed, pack
+from diffkit_pointcloud.vrml import read_vrml
 
-__all__ = ["SOURCES", "Package", "Source", "cache_folder", "cached"]
+__all__ = ["SOURCES", "Source", "cached"]
 
 logger = logging.getLogger(__name__)
 POINTS = 16384
@@ -43,42 +43,26 @@ Found = tuple[str, str, Cloud, str]
 
 
 @dataclass(frozen=True)
-class Package:
-    """A Debian package, with the hash of its file."""
-
-    name: str
-    version: str
-    sha256: str
-    licence: str
-    megabytes: int
-
-    @property
-    def file(self) -> str:
-        """File name."""
-        return f"{self.name}_{self.version}_all.deb"
-
-
-@dataclass(frozen=True)
 class Source:
-    """Where a set comes from, and how to read the unpacked package."""
+    """Where a set comes from, and how to read it, with colours or without: from the unpacked package, or from the
+    package's file as it is where that is ``whole``.
+    """
 
     package: Package
-    read: Callable[[Path], Iterator[Found]]
+    read: Callable[[Path, bool], Iterator[Found]]
+    whole: bool = False
 
 
-def cache_folder() -> Path:
-    """Where converted sets are kept."""
-    return Path(os.environ.get("DIFFKIT_CACHE") or Path.home() / ".cache" / "diffkit")
+def cached(name: str, full: bool = False) -> Packed:
+    """A public set from the cache, with normals and colours if it is to be ``full``.
 
-
-def cached(name: str) -> Packed:
-    """A public set from the cache; the first time it is fetched and converted, which takes a minute or two.
+    The first time it is fetched and converted, which takes a minute or two (KiCad: some more).
 
     Raises ``ConnectionError`` if the package cannot be had and ``ValueError`` if it is not the file it should be.
     """
-    path = cache_folder() / "pointcloud" / f"{name}-v2.npz"
+    path = cache_folder() / "pointcloud" / (f"{name}-full-v2.npz" if full else f"{name}-v2.npz")
     if not path.exists():
-        packed.save(convert(SOURCES[name]), path)
+        packed.save(convert(SOURCES[name], full), path)
     return packed.load(path)
 
 
@@ -97,56 +81,12 @@ def _credited(part: Packed) -> Iterator[tuple[str, str, str]]:
     return zip(part.names.tolist(), part.captions.tolist(), part.credits.tolist(), strict=True)
 
 
-def convert(source: Source) -> Packed:
-    """Fetch a set and pack all of it."""
+def convert(source: Source, full: bool = False) -> Packed:
+    """Fetch a set and pack all of it, with normals and colours if it is to be ``full``."""
     trimesh()  # before the download, if it is missing
-    with _unpacked(source.package) as folder:
-        names, splits, clouds, credits = zip(*source.read(folder), strict=True)
-    return pack(clouds, names, splits, credits)
-
-
-@contextmanager
-def _unpacked(package: Package) -> Iterator[Path]:
-    """The package's files, in a temporary folder."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(os.environ.get("DIFFKIT_DOWNLOADS", scratch)) / package.file
-        if not path.exists():
-            path = _download(package, Path(scratch))
-        content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != package.sha256:
-            raise ValueError(f"got {path.name} with SHA-256 {digest}; expected {package.sha256}; fetch it again")
-        with tarfile.open(fileobj=io.BytesIO(_data(content))) as archive:
-            archive.extractall(Path(scratch) / "files", filter="data")
-        yield Path(scratch) / "files"
-
-
-def _data(deb: bytes) -> bytes:
-    """The member ``data.tar.*`` of a Debian package, which is an ``ar`` archive: headers of 60 bytes, even lengths."""
-    place = 8
-    while place < len(deb):
-        name, size = deb[place : place + 16].decode().strip(), int(deb[place + 48 : place + 58])
-        if name.startswith("data.tar"):
-            return deb[place + 60 : place + 60 + size]
-        place += 60 + size + size % 2
-    raise ValueError("got a Debian package without data.tar; fetch it again")
-
-
-def _download(package: Package, folder: Path) -> Path:
-    """One ``apt-get download``, without dependencies."""
-    requirement = f"{package.name}={package.version}"
-    logger.info("downloading %s (%d MB, licence %s)", requirement, package.megabytes, package.licence)
-    try:
-        done = subprocess.run(["apt-get", "download", requirement], cwd=folder, capture_output=True, text=True)
-        reason = (done.stderr.strip() or "no message").splitlines()[-1] if done.returncode else ""
-    except FileNotFoundError:
-        reason = "there is no apt-get"
-    if reason or not (folder / package.file).exists():
-        raise ConnectionError(
-            f"apt could not download {requirement} ({reason}); download it on a Debian machine with "
-            f"`apt-get download {package.name}` and set DIFFKIT_DOWNLOADS to its folder"
-        )
-    return folder / package.file
+    with (fetched if source.whole else unpacked)(source.package) as path:
+        names, splits, clouds, credits = zip(*source.read(path, full), strict=True)
+    return pack(clouds, names, splits, credits, full, full)
 
 
 # Furniture
@@ -155,20 +95,20 @@ _LICENCES = {"BlendSwap-CC-0": "CC0-1.0", "KatorLegaz": "CC-BY-3.0-US", "Reallus
 """Of the libraries that are not CC-BY-3.0."""
 
 
-def _furniture(folder: Path) -> Iterator[Found]:
+def _furniture(folder: Path, colours: bool) -> Iterator[Found]:
     """The meshes of all libraries; one that cannot be read is counted in the log."""
     libraries = sorted(folder.rglob("*.sh3f"))
     with ProcessPoolExecutor() as workers:
-        for found in workers.map(_library, libraries):
+        for found in workers.map(partial(_library, colours=colours), libraries):
             yield from found
 
 
-def _library(path: Path) -> list[Found]:
+def _library(path: Path, colours: bool) -> list[Found]:
     found = []
     with ZipFile(path) as archive, tempfile.TemporaryDirectory() as scratch:
         for entry in parse(archive.read("PluginFurnitureCatalog.properties").decode("latin-1")):
             try:
-                cloud = _sampled(archive, entry, Path(scratch))
+                cloud = _sampled(archive, entry, Path(scratch), colours)
             except (KeyError, ValueError) as error:
                 logger.warning("%s: %s", entry.identity, error)
                 continue
@@ -177,20 +117,54 @@ def _library(path: Path) -> list[Found]:
     return found
 
 
-def _sampled(archive: ZipFile, entry: Entry, scratch: Path) -> Cloud:
+def _sampled(archive: ZipFile, entry: Entry, scratch: Path, colours: bool) -> Cloud:
     """Points of an entry's mesh. The seed is of its name, so that conversions agree."""
-    path = scratch / PurePosixPath(entry.path).name
-    path.write_bytes(archive.read(entry.path))
-    mesh = load_mesh(path)
+    path = PurePosixPath(entry.path)
+    beside = [n for n in archive.namelist() if PurePosixPath(n).parent == path.parent] if colours else []
+    for name in {entry.path, *beside}:
+        if not name.endswith("/"):
+            (scratch / PurePosixPath(name).name).write_bytes(archive.read(name))
+    mesh = load_mesh(scratch / path.name, colours)
     seed = int(hashlib.sha256(entry.identity.encode()).hexdigest()[:8], 16)
-    cloud = sample_surface(mesh, POINTS, seed)
-    upright = (cloud.points @ entry.rotation.T).astype(np.float32)
-    return replace(cloud, points=upright, normals=None, caption=entry.caption, category=entry.kind)
+    return _upright(sample_surface(mesh, POINTS, seed), entry.rotation, entry.caption, entry.kind)
+
+
+def _upright(cloud: Cloud, rotation: NDArray[np.float64], caption: str, kind: str) -> Cloud:
+    """The cloud turned as it stands, with what is known of it, and a colour if it has none."""
+    assert cloud.normals is not None
+    points, normals = ((v @ rotation.T).astype(np.float32) for v in (cloud.points, cloud.normals))
+    grey = np.full(points.shape, GREY, np.uint8)
+    colours = grey if cloud.colours is None else cloud.colours
+    return replace(cloud, points=points, normals=normals, colours=colours, caption=caption, category=kind)
+
+
+# KiCad
+
+PARTS = 4096
+"""Points drawn once from each of KiCad's parts: there are many of them."""
+_FALLEN = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+"""From a frame whose z is up to one whose y is."""
+
+
+def _kicad(package: Path, _: bool) -> Iterator[Found]:
+    """The meshes of all folders; one that cannot be read is counted in the log."""
+    for path, content in members(package, ".wrl"):
+        folder, file = PurePosixPath(path).parts[-2:]
+        kind, stem = folder.removesuffix(".3dshapes"), file.removesuffix(".wrl")
+        name = f"{kind}/{stem}"
+        try:
+            mesh = read_vrml(content.decode("latin-1"))
+            cloud = sample_surface(mesh, PARTS, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+        except ValueError as error:
+            logger.warning("%s: %s", name, error)
+            continue
+        yield name, split_of(name), _upright(cloud, _FALLEN, stem.replace("_", " "), kind), ""
 
 
 SOURCES = {
     "furniture": Source(
         Package(
+            "apt",
             "sweethome3d-furniture",
             "1.8-1",
             "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668",
@@ -198,5 +172,17 @@ SOURCES = {
             120,
         ),
         _furniture,
+    ),
+    "kicad": Source(
+        Package(
+            "apt",
+            "kicad-packages3d",
+            "6.0.10-1",
+            "e4ee3179c3935885a262e41543a675208ad5b3077d348728cac46f534d01109a",
+            "CC-BY-SA-4.0 with an exception, and GPL-3+",
+            379,
+        ),
+        _kicad,
+        whole=True,
     ),
 }

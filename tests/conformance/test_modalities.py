@@ -1,6 +1,6 @@
 """The check of adapters: on every installed one, on a small one written here, and on that one broken in many ways."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from diffkit.settings import Settings
 from diffkit.testing import check_modality
 from diffkit.testing.formulas import ragged
 from diffkit.typing import Masks, State, Time
+from diffkit_audio import Audio
+from diffkit_audio.clip import Clip
+from diffkit_audio.mel import MelSettings, log_mel
 from diffkit_molecule import Molecule
 from diffkit_pointcloud import PointCloud
 from diffkit_pointcloud.cloud import Cloud, normalise
@@ -96,18 +99,61 @@ def clouds() -> tuple[PointCloud, list[Any]]:
 
 
 def same_cloud(decoded: Cloud, record: Cloud) -> bool:
-    return bool(np.allclose(decoded.points, normalise(record).points, atol=1e-5))
+    same = np.allclose(decoded.points, normalise(record).points, atol=1e-5)
+    if decoded.normals is not None:
+        same &= np.allclose(decoded.normals, record.normals, atol=1e-6)
+    return bool(same) and (decoded.colours is None or np.array_equal(decoded.colours, record.colours))
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "x0"])
-def test_point_clouds(prediction: str) -> None:
+def clouds_in_colour() -> tuple[PointCloud, list[Any]]:
     adapter, records = clouds()
+    generator = np.random.default_rng(1)
+    full = []
+    for record in records:
+        normals = generator.normal(size=record.points.shape)
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        colours = generator.integers(0, 256, record.points.shape).astype(np.uint8)
+        full.append(replace(record, normals=normals.astype(np.float32), colours=colours))
+    return replace(adapter, statistics={**adapter.statistics, "normals": True, "colours": True}), full
+
+
+@pytest.mark.parametrize("made", [clouds, clouds_in_colour])
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+def test_point_clouds(prediction: str, made: Callable[[], tuple[PointCloud, list[Any]]]) -> None:
+    adapter, records = made()
     network = {"width": 32, "latent_width": 32, "latents": 4, "blocks": 2, "layers": 1}
     check_modality(adapter, records, same=same_cloud, network=network, process={"points": {"prediction": prediction}})
 
 
+def clips() -> tuple[Audio, list[Any]]:
+    """Tones that fade: their lengths are whole patches of frames, or not."""
+    time = np.arange(60 * 256) / 22050
+    records = []
+    for hertz, frames in ((220.0, 60), (440.0, 41), (880.0, 22)):
+        wave = (0.5 * np.sin(2 * np.pi * hertz * time) * np.exp(-3 * time))[: frames * 256].astype(np.float32)
+        records.append(Clip(wave, 22050, instrument="Flute", pitch=round(69 + 12 * np.log2(hertz / 440)), velocity=90))
+    statistics = {"mean": -8.0, "scale": 1.25, "instruments": ["Flute", "Violin"], "ranges": [[36, 95], [55, 95]]}
+    return Audio(("instrument", "pitch", "velocity", "duration"), seconds=0.5, statistics=statistics), records
+
+
+def same_clip(decoded: Clip, record: Clip) -> bool:
+    """Equal lengths, and spectrograms alike where the tone is: the phase is not kept."""
+    a, b = (log_mel(torch.from_numpy(clip.wave), MelSettings()) for clip in (decoded, record))
+    heard = b > -5
+    return a.shape == b.shape and decoded.rate == record.rate and bool((a - b)[heard].abs().mean() < 0.3)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+def test_clips(prediction: str) -> None:
+    adapter, records = clips()
+    network = {"width": 32, "condition": 16, "hidden": 32, "layers": 2}
+    check_modality(adapter, records, same=same_clip, network=network, process={"mel": {"prediction": prediction}})
+
+
 def test_every_installed_modality_has_examples_here() -> None:
-    assert set(modality_names()) <= {"molecule", "pointcloud"}, "give a new modality a few records in this file"
+    assert set(modality_names()) <= {"audio", "molecule", "pointcloud"}, (
+        "give a new modality a few records in this file"
+    )
 
 
 # ---------------------------------------------------------------------------------- one that is written here

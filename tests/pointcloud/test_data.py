@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from diffkit import packages
 from diffkit.data import collate
 from diffkit_pointcloud import packed as packing
-from diffkit_pointcloud import sources
 from diffkit_pointcloud.catalogue import KINDS, bucket_of, kind_of, parse, split_of
 from diffkit_pointcloud.cloud import Cloud, normalise, restore
+from diffkit_pointcloud.crop import cropped
 from diffkit_pointcloud.data import SAMPLE, load
-from diffkit_pointcloud.sources import Package
 
 
 @pytest.fixture(autouse=True)
 def no_cache_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "_download", lambda *_: pytest.fail("a download was tried"))
+    monkeypatch.setattr(packages, "_download", lambda *_: pytest.fail("a download was tried"))
 
 
 # The frame
@@ -162,6 +162,44 @@ def test_stretched_clouds_stay_in_the_frame_and_are_mirrored_half_of_the_time():
     assert 8 < sum(signs) < 32
 
 
+def test_a_crop_is_one_side_of_a_plane_in_its_own_frame():
+    points = np.random.default_rng(0).uniform(-1, 1, (4000, 3)).astype(np.float32)
+    seen = []
+    for seed in range(20):
+        framed, given = cropped(points, np.random.default_rng(seed))
+        seen.append(given.mean())
+        if not given.any():
+            continue
+        centre, extent = normalise(Cloud(framed[given])).transform
+        assert np.allclose(centre, 0, atol=1e-5) and extent == pytest.approx(1, abs=1e-5)
+        scale = np.ptp(points, axis=0) / np.ptp(framed, axis=0)
+        assert np.allclose(scale, scale[0], rtol=1e-4)
+        inside, outside = framed[given], framed[~given]
+        direction = outside.mean(0) - inside.mean(0)  # of even points in a cube this is near the plane's normal
+        assert np.quantile(inside @ direction, 0.9) < np.quantile(outside @ direction, 0.1)
+    assert min(seen) > 0.25 and max(seen) < 0.85
+
+
+def test_a_part_that_is_too_small_is_not_given():
+    line = np.stack([np.linspace(-1, 1, 100), np.zeros(100), np.zeros(100)], 1).astype(np.float32)
+    framed, given = cropped(line, np.random.default_rng(0), share=(0.1, 0.1))
+    assert framed is line and not given.any()
+
+
+def test_a_part_of_half_of_the_training_examples_is_given():
+    torch.manual_seed(0)
+    conditions = ("category", "given")
+    train, valid = (load(split, "sample", points=64, conditions=conditions) for split in ("train", "valid"))
+    batch = collate([(m, train[m]) for m in range(100)])
+    share = batch.given["points"].any(1).float().mean()
+    assert (
+        batch.given["points"].shape == (100, 64, 1)
+        and 0.3 < share < 0.7
+        and set(batch.condition.values) == {"category"}
+    )
+    assert not valid[0].given and not load("train", "sample", points=64)[0].given
+
+
 def test_categories_are_the_largest_and_the_rest_is_other_or_left_out():
     every = load("train", "sample")
     with_rest, without = load("train", "sample", categories=3), load("train", "sample", categories=3, others=False)
@@ -192,29 +230,3 @@ def test_a_batch_of_clouds_of_different_sizes_is_padded_with_zeros():
 def test_names_that_do_not_exist_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         load(**{"split": "train", **options})
-
-
-# Packages
-
-
-def deb(members: dict[str, bytes]) -> bytes:
-    content = b"!<arch>\n"
-    for name, body in members.items():
-        content += (
-            f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
-        )
-    return content
-
-
-def test_the_data_of_a_debian_package_is_found():
-    assert sources._data(deb({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": b"it"})) == b"it"
-    with pytest.raises(ValueError, match=r"without data\.tar"):
-        sources._data(deb({"debian-binary": b"2.0\n"}))
-
-
-def test_a_package_that_is_not_the_one_it_should_be_is_refused(tmp_path, monkeypatch):
-    package = Package("chairs", "1.0", "0" * 64, "CC0", 1)
-    (tmp_path / package.file).write_bytes(deb({"data.tar": b""}))
-    monkeypatch.setenv("DIFFKIT_DOWNLOADS", str(tmp_path))
-    with pytest.raises(ValueError, match="SHA-256"), sources._unpacked(package):
-        pass

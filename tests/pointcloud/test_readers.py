@@ -6,10 +6,13 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from diffkit_pointcloud import readers
-from diffkit_pointcloud.cloud import restore
+from diffkit_pointcloud import meshes, readers
+from diffkit_pointcloud import packed as packing
+from diffkit_pointcloud.cloud import Cloud, normalise, restore
 from diffkit_pointcloud.data import load
+from diffkit_pointcloud.formats import FORMATS
 from diffkit_pointcloud.meshes import sample_surface
 from diffkit_pointcloud.readers import read, read_cloud
 
@@ -98,6 +101,85 @@ def in_order(points):
 def test_clouds_of_every_format_are_read_point_by_point(tmp_path, suffix, kind):
     found = read_cloud(write(tmp_path / f"cloud{suffix}", POINTS, kind)).points
     assert np.allclose(in_order(found), in_order(POINTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".obj", ".npy", ".xyz"])
+def test_what_is_written_of_normals_and_colours_is_read_again(tmp_path, suffix):
+    normals = POINTS / np.linalg.norm(POINTS, axis=1, keepdims=True)
+    colours = np.random.default_rng(1).integers(0, 256, (200, 3)).astype(np.uint8)
+    path = tmp_path / f"full{suffix}"
+    path.write_bytes(FORMATS[suffix[1:]](Cloud(POINTS, normals, colours)))
+    found = read_cloud(path)
+    order, expected = (np.lexsort(np.rint(points * 1e4).T) for points in (found.points, POINTS))
+    assert np.allclose(found.normals[order], normals[expected], atol=1e-5)
+    assert np.array_equal(found.colours[order], colours[expected])
+    path.write_bytes(FORMATS[suffix[1:]](Cloud(POINTS, None, colours)))
+    assert read_cloud(path).normals is None and read_cloud(path).colours is not None
+
+
+@pytest.mark.parametrize("kind", ["ascii", "binary"])
+def test_normals_and_colours_of_a_pcd(tmp_path, kind):
+    fields = "x y z normal_x normal_y normal_z rgb"
+    head = f"VERSION 0.7\nFIELDS {fields}\nSIZE 4 4 4 4 4 4 4\nTYPE F F F F F F U\nCOUNT 1 1 1 1 1 1 1\nPOINTS 2\n"
+    table = [(0, 0, 0, 1, 0, 0, 0xFF8001), (1, 2, 3, 0, 0, -1, 0x000102)]
+    text = "\n".join(" ".join(map(str, row)) for row in table).encode()
+    body = b"".join(struct.pack("<ffffffI", *row) for row in table) if kind == "binary" else text
+    (tmp_path / "a.pcd").write_bytes(f"{head}DATA {kind}\n".encode() + body)
+    found = read_cloud(tmp_path / "a.pcd")
+    order = found.points[:, 0].argsort()
+    assert found.normals[order].tolist() == [[1, 0, 0], [0, 0, -1]]
+    assert found.colours[order].tolist() == [[255, 128, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("values", [[2, 3, 4], [-0.5, 0.1, 0.2], [0.1, 300, 2]])
+def test_columns_that_are_neither_are_passed_over(tmp_path, values):
+    np.save(tmp_path / "a.npy", np.hstack([POINTS, np.tile(np.array(values) * 1.01, (200, 1))]))
+    found = read_cloud(tmp_path / "a.npy")
+    assert found.normals is None and found.colours is None
+
+
+def test_colours_of_vertices_are_interpolated_and_those_of_faces_are_not(tmp_path):
+    triangle = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], process=False)
+    triangle.visual.vertex_colors = [[0, 0, 0], [200, 0, 0], [0, 100, 0]]
+    triangle.export(tmp_path / "a.ply")
+    found = read_cloud(tmp_path / "a.ply", colours=True)
+    assert np.abs(found.colours - found.points * [200, 100, 0]).max() <= 0.51
+    assert read_cloud(tmp_path / "a.ply").colours is None
+    solid = box()
+    solid.visual.face_colors = np.where(solid.face_normals[:, :1] > 0.5, [[250, 0, 0]], [[0, 0, 250]])
+    found = sample_surface(meshes._painted([solid]), 500, 0)
+    assert np.array_equal(found.colours[:, 0] == 250, found.normals[:, 0] > 0.5)
+
+
+def test_colours_of_materials_and_textures(tmp_path):
+    """Left half of the picture red, right half blue; a second part is of its material's colour."""
+    picture = Image.new("RGB", (8, 4), (255, 0, 0))
+    picture.paste((0, 0, 255), (4, 0, 8, 4))
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.mtl").write_text("newmtl paper\nKd 1 1 1\nmap_Kd a.png\n\nnewmtl paint\nKd 0 1 0\n")
+    square = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+    other = "v 0 0 5\nv 1 0 5\nv 0 1 5\n"
+    faces = "usemtl paper\nf 1/1 2/2 3/3\nf 1/1 3/3 4/4\nusemtl paint\nf 5/1 6/2 7/3\n"
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\n{square}{other}{faces}")
+    found = read_cloud(tmp_path / "a.obj", colours=True)
+    low, right = found.points[:, 2] < 1, found.points[:, 0] > 0.5
+    assert (found.colours[low & ~right] == [255, 0, 0]).all() and (found.colours[low & right] == [0, 0, 255]).all()
+    assert (found.colours[~low] == [0, 255, 0]).all() and (~low).mean() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_shapes_without_what_was_asked_for_are_left_out(tmp_path):
+    write(tmp_path / "bare.npy", POINTS * 100)
+    colours = np.random.default_rng(1).integers(0, 256, (200, 3))
+    for name in ("a", "b", "c"):
+        np.save(tmp_path / f"{name}.npy", np.hstack([POINTS, colours]))
+    packed, report = read(tmp_path, colours=True)
+    assert report.rejected == [("bare.npy", "has no colours")]
+    packing.save(packed, tmp_path / "x.npz")
+    again = packing.load(tmp_path / "x.npz").select([2, 0], 50)
+    assert again.take_normals(0) is None
+    cloud = again.cloud(1)
+    near = np.abs(cloud.points[:, None] - normalise(Cloud(POINTS)).points).sum(2).argmin(1)
+    assert cloud.colours.shape == (50, 3) and np.array_equal(cloud.colours, colours[near])
 
 
 def test_points_that_a_pcd_marks_as_missing_are_left_out(tmp_path):

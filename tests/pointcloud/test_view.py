@@ -98,8 +98,10 @@ def test_obj_npy_and_xyz() -> None:
     assert np.allclose(np.array(rows["v"], float), np.concatenate([POINTS, COLOURS / 255], 1), atol=1e-6)
     assert np.allclose(np.array(rows["vn"], float), NORMALS, atol=1e-6)
     assert [row[0] for row in rows["p"]] == [str(k + 1) for k in range(50)]
-    assert np.array_equal(np.load(io.BytesIO(npy(FULL))), POINTS)
-    assert np.allclose(np.loadtxt(io.BytesIO(xyz(FULL))), POINTS, atol=1e-6)
+    assert np.array_equal(np.load(io.BytesIO(npy(BARE))), POINTS)
+    assert np.array_equal(np.load(io.BytesIO(npy(FULL))), np.concatenate([POINTS, NORMALS, COLOURS], 1))
+    assert np.allclose(np.loadtxt(io.BytesIO(xyz(BARE))), POINTS, atol=1e-6)
+    assert np.allclose(np.loadtxt(io.BytesIO(xyz(FULL))), np.concatenate([POINTS, NORMALS, COLOURS], 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMATS)
