@@ -10,9 +10,11 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint 
 .PHONY: demo test lint docs clean
 .DEFAULT_GOAL := demo
 
-## demo: sixteen new molecules from the shipped model, in out/
+## demo: molecules, chairs and a piano from the shipped models, in out/
 demo: .venv/.installed
 	$(BIN)/diffkit generate molecule -n 16 --seed 7 --out out/
+	$(BIN)/diffkit generate pointcloud "office chair" -n 4 --out out/chairs/
+	$(BIN)/diffkit generate audio "bright electric piano, C4" -n 4 --out out/piano/
 
 ## test: everything but the slow tests
 test: .venv/.installed-dev

@@ -58,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _place(given: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Overrides of a recipe may stand after flags, where argparse leaves them over; anything else is a mistake."""
+    """What may stand after flags, where argparse leaves it over: a prompt, overrides of a recipe. The rest is a mistake."""
     for text in rest:
+        if not text.startswith("-") and getattr(given, "prompt", "") is None:
+            given.prompt = text
+            continue
         if text.startswith("-") or "=" not in text or not hasattr(given, "overrides"):
             known = [flag for action in given.command._actions for flag in action.option_strings]
             close = nearest(text.split("=")[0], known)

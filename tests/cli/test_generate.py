@@ -144,3 +144,9 @@ def test_options_of_a_component_are_numbers_truths_and_words() -> None:
     told = {"name": "unipc", "order": 3, "lower_final": True, "variant": "bh1"}
     assert node("unipc:order=3,lower_final=True,variant=bh1") == told
     assert node("karras:rho=7.0,whole=false") == {"name": "karras", "rho": 7.0, "whole": False}
+
+
+def test_a_prompt_may_stand_after_flags(tmp_path: Path) -> None:
+    given = ["generate", "pointcloud", "--steps", "2", "-n", "1", "--quiet", "--out", str(tmp_path), "a sofa"]
+    assert main(given) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["request"]["prompt"] == "a sofa"
