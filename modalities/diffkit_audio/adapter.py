@@ -30,6 +30,7 @@ from diffkit.report import Metrics
 from diffkit.space import Euclidean
 from diffkit.typing import State
 from diffkit_audio import asking, classifier, data, ears, metrics, view, vocoder
+from diffkit_audio.captions import note_name
 from diffkit_audio.clip import Clip
 from diffkit_audio.mel import MelSettings, griffin_lim, log_mel
 from diffkit_audio.network import PATCH, SCALARS, Spectrogram
@@ -182,14 +183,22 @@ class Audio(Modality):
         return {k: v[(drawn[k] * len(v)).long()].float() for k, v in known.items()}
 
     def _spread(self, noise: Noise) -> dict[str, Tensor]:
-        """Instruments and pitches evenly over all that can be played, each a function of the sample's number."""
+        """Instruments and pitches evenly over all that can be played, each a function of the sample's number.
+
+        With their words ("Flute, A5"), where there is an encoder, as of a prompt.
+        """
         ranges = playable(self.instruments, self._ranges)
         if not ranges:
             return {}
         drawn = spread(noise.index.tolist(), ranges)
         found = {"instrument": torch.tensor([float(self.instruments.index(name)) for name, _ in drawn])}
         pitches = [pitch for _, pitch in drawn if pitch is not None]
-        return found | ({"pitch": torch.tensor(pitches).float()} if len(pitches) == len(drawn) else {})
+        if len(pitches) == len(drawn):
+            found["pitch"] = torch.tensor(pitches).float()
+        if "text" in self.conditions and text.installed(self.encoder):
+            said = [f"{name}, {note_name(pitch)}" if pitch is not None else name for name, pitch in drawn]
+            found["text"] = torch.from_numpy(text.embed(said, self.encoder))
+        return found
 
     @property
     def _ranges(self) -> dict[str, tuple[int, int]]:
