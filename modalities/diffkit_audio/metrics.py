@@ -1,12 +1,10 @@
 r"""What a set of generated clips is worth, each figure with the number it was counted over.
 
 - *FD-...*: the Fréchet distance of normal distributions fitted to the features of the clips and of training notes,
-
-      |\mu_1 - \mu_2|^2 + tr(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})
-
-  (D. Dowson and B. Landau 1982; of sound, K. Kilgour et al. 2019, arXiv:1812.08466). What follows the dash says whose
-  features: "notes" are `classifier`'s, "aisfx" those of the package of that name. It is no "FAD", falls with the number
-  of clips, and compares with nothing of other features, clips or numbers;
+  :math:`|\mu_1 - \mu_2|^2 + tr(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})` (D. Dowson and B. Landau 1982; of
+  sound, K. Kilgour et al. 2019, arXiv:1812.08466). What follows the dash says whose features: "notes" are
+  `classifier`'s, "aisfx" those of the package of that name. It is no "FAD", falls with the number of clips, and
+  compares with nothing of other features, clips or numbers;
 - *family*, *instrument*: the share of clips that the classifier takes for what was asked for;
 - *pitch within 50 cents*: the share of clips of pitched instruments whose `pitch` is what was asked for;
 - *nearest note*: the difference, in dB over all frames and bands, between a clip's log-mel spectrogram and that of the
