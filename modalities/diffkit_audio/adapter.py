@@ -238,11 +238,11 @@ class Audio(Modality):
         return VocoderCodec.of(self.settings, **options)
 
     def metrics(self, samples: Sequence[Any], **options: Any) -> Mapping[str, Metrics]:
-        """Against the training notes; the floor is what the test split scores, as it is, and encoded and decoded."""
+        """Against the training notes; the floor is what held-out ones score, as they are, and encoded and decoded."""
         packed = self.dataset("test", **options).packed
-        train, test = (metrics.Notes.of(packed, split) for split in ("train", "test"))
+        train, held_out = metrics.Notes.of(packed, "train"), metrics.Notes.of(packed, "valid", "test")
         judge = classifier.load(WEIGHTS / "classifier.safetensors")
-        return metrics.with_floor(samples, test, train, judge, self._again, ears.installed())
+        return metrics.with_floor(samples, held_out, train, judge, self._again, ears.installed())
 
     def _again(self, clips: Sequence[Clip]) -> list[Clip]:
         """Clips encoded and decoded, one by one, for they may differ in length."""

@@ -15,11 +15,10 @@ and 97.5 %.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,14 +40,6 @@ SETTINGS = MelSettings()
 FEATURES = 64
 
 SPLITS = ("train", "valid", "test")
-
-
-class Rows(Protocol):
-    """An array on disk, of which rows are read by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any) -> NDArray[Any]: ...
 
 
 class Classifier(nn.Module):
@@ -79,7 +70,7 @@ class Classifier(nn.Module):
         return logits
 
     @torch.no_grad()
-    def hear(self, mels: Rows | Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+    def hear(self, mels: NDArray[Any] | Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
         """Features (B, 64) and the instruments' probabilities (B, K) of spectrograms (B, T, 128)."""
         training = self.training
         self.eval()
@@ -107,7 +98,7 @@ def _block(inputs: int, outputs: int, size: int, stride: tuple[int, int]) -> nn.
 
 
 def train(
-    mels: Rows,
+    mels: NDArray[Any],
     numbers: NDArray[Any],
     names: Sequence[str] = INSTRUMENTS,
     *,
@@ -136,7 +127,6 @@ def train(
         for epoch in range(epochs):
             losses = []
             for rows in np.array_split(generator.permutation(len(mels)), -(-len(mels) // batch_size)):
-                rows = np.sort(rows)
                 x, target = _seen(mels[rows], generator), torch.from_numpy(numbers[rows].astype(np.int64))
                 losses.append(_step(classifier, optimiser, schedule, x, target))
             if report is not None:
@@ -192,29 +182,15 @@ def load(path: Path) -> Classifier:
     return classifier.eval()
 
 
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Some rows of an array."""
-
-    array: Rows
-    rows: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Any) -> NDArray[Any]:
-        return self.array[self.rows[rows]]
-
-
 def main(path: str, epochs: int = 10) -> None:
     """Train on the notes, write the weights to ``path``, and print what they reach on every split."""
     sets = {split: import_module("diffkit_audio.data").load(split, source="notes") for split in SPLITS}
+    mels = {split: notes.packed.mel[notes.rows] for split, notes in sets.items()}  # 1.5 GB
     known = sets["train"]
-    mels = Chosen(known.packed.mel, known.rows)
-    save(train(mels, known.packed.instrument[known.rows], epochs=epochs, report=_say), Path(path))
+    save(train(mels["train"], known.packed.instrument[known.rows], epochs=epochs, report=_say), Path(path))
     written = load(Path(path))
     for split, notes in sets.items():
-        _, said = written.hear(Chosen(notes.packed.mel, notes.rows))
+        _, said = written.hear(mels[split])
         names = [INSTRUMENTS[k] for k in notes.packed.instrument[notes.rows].tolist()]
         families = [a == family_of(b) for a, b in zip(written.families(said), names, strict=True)]
         instruments = [a == b for a, b in zip(written.instruments(said), names, strict=True)]
