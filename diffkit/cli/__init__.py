@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _place(given: argparse.Namespace, rest: Sequence[str]) -> None:
-    """What may stand after flags, where argparse leaves it over: a prompt, overrides of a recipe. The rest is a mistake."""
+    """A prompt and overrides may stand after flags, where argparse leaves them over; anything else is a mistake."""
     for text in rest:
         if not text.startswith("-") and getattr(given, "prompt", "") is None:
             given.prompt = text
