@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Example
-from diffkit.naming import nearest
+from diffkit.naming import require_known
 from diffkit_audio import captions
 from diffkit_audio.clip import Clip
 from diffkit_audio.mel import MelSettings
@@ -191,9 +191,9 @@ def load(
     Raises:
         ValueError: for names that do not exist, or a file without clips.
     """
-    _require_known("split", split, SPLITS)
+    require_known("split", split, SPLITS)
     for name in conditions:
-        _require_known("condition", name, CONDITIONS)
+        require_known("condition", name, CONDITIONS)
     packed = _whole(source, path, mel or MelSettings(), seconds)
     rows = packed.of("train")
     if not len(rows):
@@ -216,7 +216,7 @@ def _whole(source: str | None, path: str | Path | None, settings: MelSettings, s
         return _read_files(Path(path), settings, frames)
     if source is None:
         raise ValueError("got neither data.path nor data.source; expected data.path=FOLDER, or a file, of sound")
-    _require_known("source", source, ("sample", *SOURCES))
+    require_known("source", source, ("sample", *SOURCES))
     return sample(settings, frames) if source == "sample" else cached(source, settings, frames)
 
 
@@ -228,12 +228,6 @@ def _read_files(path: Path, settings: MelSettings, frames: int) -> Packed:
         used = len({name.rpartition("#")[0] for name in packed.names})
         warnings.warn(str(Report(path, used, packed.rejected)), stacklevel=4)
     return packed
-
-
-def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        listed = ", ".join(known) or "(there are none)"
-        raise ValueError(f"got {kind} '{name}'; expected one of {listed}{nearest(name, known)}")
 
 
 def measure(packed: Packed, rows: NDArray[np.int64]) -> dict[str, Any]:

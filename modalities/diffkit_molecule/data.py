@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffkit.condition import Condition
 from diffkit.modality import Batch, Example
-from diffkit.naming import nearest
+from diffkit.naming import require_known
 from diffkit_molecule import packed as packing
 from diffkit_molecule.chem import BOND_TYPES, Vocabulary, check, graph_to_mol
 from diffkit_molecule.descriptors import CONTINUOUS
@@ -139,7 +139,7 @@ def load(
     Raises:
         ValueError: for names that do not exist, a source that cannot give what is asked, or a file without molecules.
     """
-    _require_known("split", split, SPLITS)
+    require_known("split", split, SPLITS)
     known = None if vocabulary is None else Vocabulary(tuple(vocabulary))
     if known and known.hydrogens != hydrogens:
         raise ValueError(
@@ -147,7 +147,7 @@ def load(
         )
     whole = _whole(source, path, hydrogens, positions, tuple(conditions), known)
     for name in conditions:
-        _require_known("condition", name, whole.property_names)
+        require_known("condition", name, whole.property_names)
     train = whole.select(np.flatnonzero(whole.splits == SPLITS.index("train")))
     if len(train) == 0:
         raise ValueError(f"got {path or source}, none of whose {len(whole)} molecules is for training; add more")
@@ -167,7 +167,7 @@ def _whole(
     if path is not None:
         changed = Path(path).stat().st_mtime_ns
         return _read_file(Path(path), changed, hydrogens, positions, conditions, vocabulary)
-    _require_known("source", source, ("sample", *SOURCES))
+    require_known("source", source, ("sample", *SOURCES))
     packed = packing.load(SAMPLE) if source == "sample" else cached(source)
     packed = _in_form(packed, source, hydrogens, positions)
     return packed if vocabulary is None else packed.with_vocabulary(vocabulary)
@@ -195,12 +195,6 @@ def _read_file(
     if report.rejected:
         warnings.warn(str(report), stacklevel=4)
     return packed
-
-
-def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        listed = ", ".join(known) or "(there are none)"
-        raise ValueError(f"got {kind} '{name}'; expected one of {listed}{nearest(name, known)}")
 
 
 def measure(packed: Packed, conditions: Sequence[str] = ()) -> dict[str, Any]:

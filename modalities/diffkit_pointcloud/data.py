@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffkit import text
 from diffkit.modality import Example
-from diffkit.naming import nearest
+from diffkit.naming import require_known
 from diffkit_pointcloud import packed as packing
 from diffkit_pointcloud.augment import mixed, stretched, warped
 from diffkit_pointcloud.cloud import Cloud, normalise, rows
@@ -188,12 +188,12 @@ def load(
     Raises:
         ValueError: for names that do not exist, or a file without clouds.
     """
-    _require_known("split", split, SPLITS)
+    require_known("split", split, SPLITS)
     for name, value, most in (("crop", crop, 1.0), ("mix", mix, 1.0), ("stretch", stretch, 0.9), ("warp", warp, 0.44)):
         if not 0 <= value <= most:
             raise ValueError(f"got data.{name}={value}; expected a number from 0 to {most:g}")
     for name in conditions:
-        _require_known("condition", name, CONDITIONS)
+        require_known("condition", name, CONDITIONS)
     whole = _whole(source, path, normals, colours)
     found = statistics or measure(whole.of("train"), categories, others) | {
         name: True for name, wanted in (("normals", normals), ("colours", colours)) if wanted
@@ -214,7 +214,7 @@ def _whole(source: str | None, path: str | Path | None, normals: bool, colours: 
         return _read_files(Path(path), normals, colours)
     if source is None:
         raise ValueError("got neither data.path nor data.source; expected data.path=FOLDER, a file or a zip of shapes")
-    _require_known("source", source, ("sample", *SOURCES))
+    require_known("source", source, ("sample", *SOURCES))
     if source != "sample":
         return cached(source, normals or colours)
     if normals or colours:
@@ -231,12 +231,6 @@ def _read_files(path: Path, normals: bool, colours: bool) -> Packed:
     if report.rejected:
         warnings.warn(str(report), stacklevel=4)
     return packed
-
-
-def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        listed = ", ".join(known) or "(there are none)"
-        raise ValueError(f"got {kind} '{name}'; expected one of {listed}{nearest(name, known)}")
 
 
 def _sorted_into(packed: Packed, categories: Sequence[str], others: bool) -> Packed:
