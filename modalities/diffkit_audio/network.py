@@ -1,6 +1,7 @@
 """A transformer over time: a token is a patch of four frames of a spectrogram, with all of their bands.
 
-The condition is a vector: time, instrument, pitch, velocity, duration and text are each embedded, added up and mixed.
+The condition is a vector: time, instrument, pitch, velocity, duration and text are each embedded, added up and mixed by
+a perceptron, which is as deep as the spectrum of an instrument at a pitch asks for: it runs once a clip and costs little.
 It modulates every block (`diffkit.nn.transformer`) and is added to every token. Tokens are told when they are, in
 waves of seconds, as notes begin at 0; among themselves they see how far apart they are (rotary positions).
 
@@ -42,6 +43,7 @@ class Spectrogram(nn.Module):
         condition: width of the condition, C.
         hidden: width within the blocks' MLPs.
         layers: blocks.
+        mixers: residual layers that mix the condition.
 
     Raises:
         ValueError: for a width that is not a multiple of 32.
@@ -58,6 +60,7 @@ class Spectrogram(nn.Module):
         condition: int = 128,
         hidden: int = 640,
         layers: int = 6,
+        mixers: int = 2,
     ) -> None:
         super().__init__()
         self.time = TimeEmbedding(condition)
@@ -66,6 +69,7 @@ class Spectrogram(nn.Module):
         self.text = nn.Linear(text, condition) if text else None
         self.no_text = nn.Parameter(torch.zeros(condition)) if text else None
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(condition, 2 * condition), nn.SiLU())
+        self.mixers = nn.Sequential(*(Mixer(2 * condition) for _ in range(mixers)))
         self.modulation = nn.Linear(2 * condition, 6 * width)
         self.tint = nn.Linear(2 * condition, width)
         self.when = nn.Sequential(FourierFeatures(64, low=0.005, high=1.0), nn.Linear(64, width))
@@ -93,7 +97,7 @@ class Spectrogram(nn.Module):
         """
         frames, real_BT1 = x["mel"].float(), mask.get("mel")
         frames = masked(frames, real_BT1)
-        c_BLC = self.mix(self._condition(frames, real_BT1, leaf_time(t, "mel"), condition))
+        c_BLC = self.mixers(self.mix(self._condition(frames, real_BT1, leaf_time(t, "mel"), condition)))
         x_BLD = self.embed(_patches(frames)) + self.tint(c_BLC)
         places = torch.arange(x_BLD.shape[1], device=frames.device)
         x_BLD = x_BLD + self.when(places)
@@ -139,6 +143,22 @@ class Spectrogram(nn.Module):
         present = condition.present["text"].unsqueeze(-1)
         given: Tensor = text(masked(condition.values["text"].float(), present))
         return torch.where(present, given, no_text.to(given.dtype))
+
+
+class Mixer(nn.Module):
+    """A perceptron of twice the width, added to what it reads; of no effect at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def forward(self, c_BLC: Tensor) -> Tensor:
+        changed: Tensor = c_BLC + self.narrow(F.silu(self.widen(self.norm(c_BLC))))
+        return changed
 
 
 def _whole(x_BT: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Pictures in the latent space of an autoencoder."""
