@@ -1,9 +1,9 @@
 """A transformer over time: a token is a patch of four frames of a spectrogram, with all of their bands.
 
 The condition is a vector: time, instrument, pitch, velocity, duration and text are each embedded, added up and mixed by
-a perceptron, which is as deep as the spectrum of an instrument at a pitch asks for: it runs once a clip and costs little.
-It modulates every block (`diffkit.nn.transformer`) and is added to every token. Tokens are told when they are, in
-waves of seconds, as notes begin at 0; among themselves they see how far apart they are (rotary positions).
+a perceptron, as deep as the spectrum of an instrument at a pitch asks for: it runs once a clip and costs little. It
+modulates every block (`diffkit.nn.transformer`) and is added to every token. Tokens are told when they are, in waves of
+seconds, as notes begin at 0; among themselves they see how far apart they are (rotary positions).
 
 Shape suffixes:
     B: batch    T: frames    M: bands    L: patches    D: width    C: condition width    X: a modulation
