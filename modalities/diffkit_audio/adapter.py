@@ -32,7 +32,7 @@ from diffkit.typing import State
 from diffkit_audio import asking, classifier, data, ears, metrics, view, vocoder
 from diffkit_audio.captions import note_name
 from diffkit_audio.clip import Clip
-from diffkit_audio.mel import MelSettings, griffin_lim, log_mel
+from diffkit_audio.mel import MelSettings, griffin_lim, log_mel, match
 from diffkit_audio.network import PATCH, SCALARS, Spectrogram
 from diffkit_audio.spread import playable, spread
 from diffkit_audio.torchaudio import functional
@@ -266,4 +266,4 @@ def _vocoder(settings: MelSettings, device: torch.device) -> Callable[[Tensor], 
     path = WEIGHTS / "vocoder.safetensors"
     if path.exists() and (found := vocoder.load(path)).settings == settings:
         return torch.no_grad()(found.to(device))
-    return lambda mel: griffin_lim(mel, settings)
+    return lambda mel: match(griffin_lim(mel, settings), mel, settings)

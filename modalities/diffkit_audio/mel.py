@@ -19,7 +19,10 @@ from torch import Tensor
 
 from diffkit_audio.torchaudio import functional, transforms
 
-__all__ = ["MelSettings", "griffin_lim", "log_mel"]
+__all__ = ["MelSettings", "griffin_lim", "log_mel", "match"]
+
+MOST = 2.0
+"""The logarithm of the largest gain, and of the smallest, that one correction gives a band."""
 
 
 @dataclass(frozen=True)
@@ -94,4 +97,26 @@ def griffin_lim(mel: Tensor, settings: MelSettings, iterations: int = 60) -> Ten
         settings.n_fft, iterations, hop_length=settings.hop, power=1.0, rand_init=False, length=length
     )
     wave: Tensor = invert.to(mel.device)(magnitude)
+    return wave
+
+
+@torch.no_grad()
+def match(wave: Tensor, mel: Tensor, settings: MelSettings, corrections: int = 8) -> Tensor:
+    """``wave`` (B, T * hop), made to have the log-mel spectrogram ``mel`` (B, T, M) as nearly as a sound can.
+
+    A bin's gain is the mean of those that its bands ask for, weighed by its share in them.
+    """
+    if wave.shape[-1] <= settings.n_fft // 2:  # too short to be analysed again
+        return wave
+    window = torch.hann_window(settings.n_fft, device=wave.device, dtype=wave.dtype)
+    bands = filters(settings).to(wave)
+    shares = (bands / bands.sum(1, keepdim=True).clamp(min=1e-8)).T
+    for _ in range(corrections):
+        spectrum = torch.stft(wave, settings.n_fft, settings.hop, window=window, center=True, return_complex=True)
+        now = (spectrum[..., :-1].abs().mT @ bands).clamp(min=settings.floor).log()
+        gain = ((mel - now).clamp(-MOST, MOST) @ shares).exp().mT
+        gain = torch.cat([gain, gain[..., -1:]], -1)
+        wave = torch.istft(
+            spectrum * gain, settings.n_fft, settings.hop, window=window, center=True, length=wave.shape[-1]
+        )
     return wave

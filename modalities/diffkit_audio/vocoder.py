@@ -13,6 +13,9 @@ partial of magnitude :math:`m_k` at its largest bin k, and :math:`r m_k` at the 
 samples (Laroche & Dolson 1999; Beauregard, Harish & Wyse 2015, "Single pass spectrogram inversion"). A few fast
 Griffin-Lim iterations (Perraudin, Balazs & Søndergaard 2013) that start there bring attacks in line.
 
+At last the sound is held to the spectrogram that was asked for (`diffkit_audio.mel.match`): its own is measured, and
+what is missing in a band is given to the band's bins, a few times over.
+
 Shape suffixes:
     B: batch    T: frames    M: mel bands    K: bins, n_fft / 2 + 1    D: width
 """
@@ -33,11 +36,11 @@ from torch.nn import functional as F
 
 from diffkit.files import whole
 from diffkit.inventory import WEIGHTS
-from diffkit_audio.mel import MelSettings
+from diffkit_audio.mel import MelSettings, match
 
 __all__ = ["Vocoder", "integrate", "load", "save"]
 
-OPTIONS = ("width", "hidden", "layers", "refinements")
+OPTIONS = ("width", "hidden", "layers", "refinements", "corrections")
 MOMENTUM = 0.99 / 1.99
 """Of the fast iteration, as in `torchaudio.functional.griffinlim`."""
 
@@ -51,6 +54,7 @@ class Vocoder(nn.Module):
         hidden: width inside a block.
         layers: number of blocks.
         refinements: Griffin-Lim iterations.
+        corrections: of the sound by its own spectrogram.
     """
 
     def __init__(
@@ -61,10 +65,13 @@ class Vocoder(nn.Module):
         hidden: int = 640,
         layers: int = 4,
         refinements: int = 16,
+        corrections: int = 8,
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.options = {"width": width, "hidden": hidden, "layers": layers, "refinements": refinements}
+        self.options = {
+            "width": width, "hidden": hidden, "layers": layers, "refinements": refinements, "corrections": corrections,
+        }  # fmt: skip
         self.embed = nn.Conv1d(settings.bands, width, 3, padding=1)
         self.embed_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, hidden, 1 / layers) for _ in range(layers))
@@ -90,7 +97,7 @@ class Vocoder(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """(B, T, M) to (B, T * hop)."""
-        return self.sound(self.magnitudes(mel))
+        return match(self.sound(self.magnitudes(mel)), mel, self.settings, self.options["corrections"])
 
     def amplitudes(self, logs: Tensor) -> Tensor:
         """Magnitudes of what `magnitudes` gives."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diffkit.noise import Noise
 from diffkit_audio import spectra
-from diffkit_audio.mel import MelSettings
+from diffkit_audio.mel import MelSettings, log_mel, match
 from diffkit_audio.vocoder import Vocoder, integrate, load, save
 
 SETTINGS = MelSettings()
-SMALL = {"width": 16, "hidden": 24, "layers": 2, "refinements": 2}
+SMALL = {"width": 16, "hidden": 24, "layers": 2, "refinements": 2, "corrections": 2}
 OTHER = MelSettings(rate=16000, n_fft=1024, hop=256, bands=80, high=8000.0)
 
 
@@ -179,3 +179,23 @@ def test_what_is_no_vocoder_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocoder") as caught:
         load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_sound_is_brought_to_the_spectrogram_asked_for() -> None:
+    """White noise, twice as loud in its second half, out of even noise."""
+    even = Noise.of(0, 1).normal("even", (64 * 256,)) * 0.05
+    wanted = even * torch.where(torch.arange(64 * 256) < 32 * 256, 1.0, 2.0)
+    mel = log_mel(wanted, SETTINGS)
+    found = match(even, mel, SETTINGS, 8)
+    assert (log_mel(even, SETTINGS) - mel).abs().mean() > 0.3
+    assert (log_mel(found, SETTINGS) - mel).abs().mean() < 0.05
+
+
+def test_a_sound_that_has_its_spectrogram_is_left_alone() -> None:
+    wave = Noise.of(0, 1).normal("wave", (32 * 256,)) * 0.05
+    torch.testing.assert_close(match(wave, log_mel(wave, SETTINGS), SETTINGS, 4), wave, atol=1e-5, rtol=0)
+
+
+def test_silence_stays_silence() -> None:
+    silence = torch.zeros(1, 32 * 256)
+    assert match(silence, log_mel(silence, SETTINGS), SETTINGS, 4).abs().max() == 0
