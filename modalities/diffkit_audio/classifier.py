@@ -12,7 +12,6 @@ of the test split it knows the family of 99.0 % and the instrument of 97.1 %; of
 and 97.5 %.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -23,12 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffkit.files import whole
+from diffkit import weights
 from diffkit_audio.instruments import FAMILIES, INSTRUMENTS, family_of
 from diffkit_audio.mel import MelSettings
 
@@ -159,10 +156,7 @@ def _step(classifier: Classifier, optimiser: Any, schedule: Any, x: Tensor, targ
 
 def save(classifier: Classifier, path: Path) -> None:
     """Write the weights in half precision, and the names, to ``path``: whole or not at all."""
-    weights = {k: v.detach() for k, v in classifier.state_dict().items() if not k.endswith("num_batches_tracked")}
-    halves = {k: v.half().contiguous() for k, v in weights.items()}
-    with whole(path) as part:
-        save_file(halves, part, metadata={"names": json.dumps(classifier.names)})
+    weights.write(classifier, path, names=classifier.names)
 
 
 def load(path: Path) -> Classifier:
@@ -171,14 +165,10 @@ def load(path: Path) -> Classifier:
     Raises:
         ValueError: for a file that is not a classifier's.
     """
-    with safe_open(path, "pt") as file:
-        names = (file.metadata() or {}).get("names")
-        weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118  (not a mapping)
-    if names is None:
-        raise ValueError(f"got {path}, which names no instruments; expected a file that `classifier.save` wrote")
-    classifier = Classifier(json.loads(names))
+    state, about = weights.read(path, "names")
+    classifier = Classifier(about["names"])
     counters = {k: v for k, v in classifier.state_dict().items() if k.endswith("num_batches_tracked")}
-    classifier.load_state_dict(weights | counters)
+    classifier.load_state_dict(counters | state)
     return classifier.eval()
 
 

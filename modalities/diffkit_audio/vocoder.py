@@ -22,19 +22,16 @@ Shape suffixes:
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffkit.files import whole
+from diffkit import weights
 from diffkit.inventory import WEIGHTS
 from diffkit_audio.mel import MelSettings, match
 
@@ -211,10 +208,7 @@ def _spread(settings: MelSettings) -> Tensor:
 
 def save(vocoder: Vocoder, path: Path) -> None:
     """Write it in half precision, with its settings, whole or not at all."""
-    state = {k: v.detach().cpu().half().contiguous() for k, v in vocoder.state_dict().items()}
-    about = {"settings": json.dumps(asdict(vocoder.settings)), "options": json.dumps(vocoder.options)}
-    with whole(path) as part:
-        save_file(state, part, about)
+    weights.write(vocoder, path, settings=asdict(vocoder.settings), options=vocoder.options)
 
 
 def load(path: Path) -> Vocoder:
@@ -224,30 +218,21 @@ def load(path: Path) -> Vocoder:
         ValueError: if there is no such file, or it is cut short, or of something else.
     """
     try:
-        vocoder, weights = _of_run(path) if path.is_dir() else _of_file(path)
-        vocoder.load_state_dict({name: value.float() for name, value in weights.items()})
-    except FileNotFoundError as error:
-        raise ValueError(f"got {path}; expected a vocoder, and there is no {error.filename or path}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"got {path}, which holds no vocoder: {_line(error)}") from None
+        vocoder, state = _of_run(path) if path.is_dir() else _of_file(path)
+        vocoder.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError, OSError) as error:
+        raise ValueError(f"got {path}, which holds no vocoder: {' '.join(str(error).split())[:200]}") from None
     return vocoder.eval()
 
 
 def _of_file(path: Path) -> tuple[Vocoder, dict[str, Tensor]]:
-    with open(path, "rb"), safe_open(path, "pt") as file:  # the first, for an error that names the file
-        about = file.metadata() or {}
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    return Vocoder(MelSettings(**json.loads(about["settings"])), **json.loads(about["options"])), weights
+    state, about = weights.read(path, "settings", "options")
+    return Vocoder(MelSettings(**about["settings"]), **about["options"]), state
 
 
 def _of_run(folder: Path) -> tuple[Vocoder, dict[str, Tensor]]:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     options = {name: value for name, value in recipe["codec"].items() if name in OPTIONS}
-    return Vocoder(MelSettings(**recipe["modality"].get("mel", {})), **options), load_file(folder / WEIGHTS)
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in one line."""
-    said = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return " ".join(said.split())[:200]
+    network = Vocoder(MelSettings(**recipe["modality"].get("mel", {})), **options)
+    return network, weights.read(folder / WEIGHTS)[0]

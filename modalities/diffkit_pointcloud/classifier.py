@@ -12,7 +12,6 @@ together 71 % of 77 that it has not seen. Kinds such as "lamp" and "switch" are 
 it says of samples is worth as much; that figure stands beside what it says of real clouds.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -22,12 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffkit.files import whole
+from diffkit import weights
 
 __all__ = ["Classifier", "accuracy", "load", "save", "train"]
 
@@ -153,9 +150,7 @@ def _step(classifier: Classifier, optimiser: Any, schedule: Any, x: Tensor, targ
 
 def save(classifier: Classifier, path: Path) -> None:
     """Write the weights in half precision, and the kinds, to ``path``: whole or not at all."""
-    weights = {k: v.detach().half().contiguous() for k, v in classifier.state_dict().items()}
-    with whole(path) as part:
-        save_file(weights, part, metadata={"kinds": json.dumps(classifier.kinds)})
+    weights.write(classifier, path, kinds=classifier.kinds)
 
 
 def load(path: Path) -> Classifier:
@@ -164,13 +159,9 @@ def load(path: Path) -> Classifier:
     Raises:
         ValueError: for a file that is not a classifier's.
     """
-    with safe_open(path, "pt") as file:
-        kinds = (file.metadata() or {}).get("kinds")
-        weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118  (not a mapping)
-    if kinds is None:
-        raise ValueError(f"got {path}, which names no kinds; expected a file that `classifier.save` wrote")
-    classifier = Classifier(json.loads(kinds))
-    classifier.load_state_dict(weights)
+    state, about = weights.read(path, "kinds")
+    classifier = Classifier(about["kinds"])
+    classifier.load_state_dict(state)
     return classifier.eval()
 
 

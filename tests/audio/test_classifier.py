@@ -82,7 +82,7 @@ def test_its_file(tmp_path: Path) -> None:
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {"a": torch.zeros(1)}
     save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="names no instruments"):
+    with pytest.raises(ValueError, match="does not say its names"):
         classifying.load(tmp_path / "b.safetensors")
 
 

@@ -176,7 +176,7 @@ def _bad(name: str, folder: Path) -> Path:
 )
 def test_what_is_no_vocoder_is_named(name: str, tmp_path: Path) -> None:
     path = _bad(name, tmp_path)
-    with pytest.raises(ValueError, match="vocoder") as caught:
+    with pytest.raises(ValueError, match=r"got .*, which|expected") as caught:
         load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 

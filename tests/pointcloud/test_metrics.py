@@ -221,7 +221,7 @@ def test_the_classifier_is_small_and_comes_back_from_its_file(trained: Classifie
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="names no kinds"):
+    with pytest.raises(ValueError, match="does not say its kinds"):
         classifying.load(tmp_path / "other.safetensors")
 
 
