@@ -92,6 +92,8 @@ class StepSampler(Sampler[list[int]]):
         seed: of the order.
         start, stop: the first step, and the one after the last.
         rank, world_size: this process takes items rank, rank + world_size, ... of every batch.
+        groups: a number for each item; all items of a batch then have the same one, and the last batch of a group is
+            filled up with items that were already seen.
     """
 
     length: int
@@ -101,12 +103,16 @@ class StepSampler(Sampler[list[int]]):
     stop: int
     rank: int = 0
     world_size: int = 1
+    groups: Sequence[int] | None = None
 
     def __len__(self) -> int:
         """Batches of the whole run: Lightning counts those before ``start`` as already seen."""
         return self.stop
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.groups is not None:
+            yield from self._grouped(torch.as_tensor(self.groups))
+            return
         epoch, order = -1, torch.empty(0)
         for step in range(self.start, self.stop):
             batch = []
@@ -116,3 +122,20 @@ class StepSampler(Sampler[list[int]]):
                     order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
                 batch.append(int(order[place % self.length]))
             yield batch
+
+    def _grouped(self, groups: Tensor) -> Iterator[list[int]]:
+        batches = sum(-(-int(count) // self.batch_size) for count in groups.bincount())
+        epoch, rows = -1, torch.empty(0)
+        for step in range(self.start, self.stop):
+            if step // batches != epoch:
+                epoch = step // batches
+                generator = torch.Generator().manual_seed(self.seed + epoch)
+                order = torch.randperm(self.length, generator=generator)
+                parts = [self._filled(order[groups[order] == group]) for group in groups.unique()]
+                rows = torch.cat(parts)[torch.randperm(batches, generator=generator)]
+            yield rows[step % batches, self.rank :: self.world_size].tolist()
+
+    def _filled(self, items: Tensor) -> Tensor:
+        """(batches, batch_size) of the items of a group."""
+        rows = -(-len(items) // self.batch_size)
+        return items.repeat(-(-rows * self.batch_size // len(items)))[: rows * self.batch_size].view(rows, -1)

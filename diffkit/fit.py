@@ -100,6 +100,7 @@ class Loaders(L.LightningDataModule):
             self.options["steps"] * parts,
             self.trainer.global_rank,
             self.trainer.world_size,
+            getattr(self.train, "groups", None),
         )
         return self._loader(self.train, batches)
 

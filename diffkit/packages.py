@@ -127,7 +127,7 @@ def members(package: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
         _seek_data(file)
         with tarfile.open(fileobj=file, mode="r|*") as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.name.endswith(suffix) else None
+                content = archive.extractfile(member) if member.isfile() and member.name.endswith(suffix) else None
                 if content is not None:
                     yield member.name, content.read()
 
