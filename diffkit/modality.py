@@ -1,9 +1,10 @@
 """What a data type brings: the adapter's contract, and how the core finds adapters.
 
 An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong, ``labelled``,
-where an object can say what it was asked to be, ``completed``, where a part of one can be given, ``illustrate``, where
-figures have pictures, and ``codec``, where an encoder or decoder is trained). The core never imports one: it looks up
-the entry points of group ``diffkit.modalities``, so a stranger's package is found exactly as ours are.
+where an object can say what it was asked to be, ``signed``, where a file can say how it came about, ``completed``,
+where a part of one can be given, ``illustrate``, where figures have pictures, and ``codec``, where an encoder or
+decoder is trained). The core never imports one: it looks up the entry points of group ``diffkit.modalities``, so a
+stranger's package is found exactly as ours are.
 
     [project.entry-points."diffkit.modalities"]
     molecule = "diffkit_molecule:modality"
@@ -118,6 +119,10 @@ class Modality(ABC):
 
     def labelled(self, records: Sequence[Any], condition: Condition) -> list[Any]:
         """Decoded objects with what was asked for written on them, where they can carry it."""
+        return list(records)
+
+    def signed(self, records: Sequence[Any], said: Sequence[str]) -> list[Any]:
+        """Decoded objects that will say in their files how each came about (JSON), where the files have room for it."""
         return list(records)
 
     def completed(self, records: Sequence[Any], request: Request) -> list[Any]:

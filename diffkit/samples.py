@@ -80,13 +80,20 @@ class Samples:
         modality = self.modality if format is None else in_format(self.modality, format)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        run = self._run() | facts | {"result": dict(modality.view(self.records, folder))}
+        run = self._run() | facts
+        records = modality.signed(self.records, [self._origin(number, facts) for number in self.numbers])
+        run |= {"result": dict(modality.view(records, folder))}
         if self.steps:
             with whole(folder / "trajectory.safetensors") as part:
                 save_file(trajectory(self.steps), part)
         with whole(folder / "run.json") as part:
             part.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
         return run
+
+    def _origin(self, number: int, facts: Mapping[str, Any]) -> str:
+        """How one sample came about, as JSON for its own file."""
+        origin = {"number": number, "settings": self.settings.record(), "versions": _versions(), **facts}
+        return json.dumps(origin, default=str)
 
     def _run(self) -> dict[str, Any]:
         return {

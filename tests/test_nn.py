@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffkit.nn.embeddings import FourierFeatures, ScalarEmbedding, TimeEmbedding
-from diffkit.nn.transformer import Attention, Block, rotary
+from diffkit.nn.transformer import Attention, Block, Mixer, axial, rotary
 
 
 def test_fourier_features_are_cosines_and_sines_of_the_stated_frequencies():
@@ -64,6 +64,35 @@ def test_the_angle_of_position_one_is_one_radian_at_first():
     cos, sin = rotary(torch.tensor([0, 1]), width=4)
     torch.testing.assert_close(cos, torch.tensor([[1.0, 1.0], [math.cos(1), math.cos(0.01)]]))
     torch.testing.assert_close(sin, torch.tensor([[0.0, 0.0], [math.sin(1), math.sin(0.01)]]))
+
+
+def test_on_a_plane_half_of_the_pairs_turn_with_each_axis():
+    places = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
+    cos, sin = axial(places, width=8, base=100.0)
+    angles = torch.tensor([[3.0, 0.3, 0.0, 0.0], [0.0, 0.0, 5.0, 0.5]])
+    torch.testing.assert_close(cos, angles.cos())
+    torch.testing.assert_close(sin, angles.sin())
+    with pytest.raises(ValueError, match="got width 6; expected a multiple of 4"):
+        axial(places, width=6)
+
+
+def test_axial_attention_sees_shifts_along_both_axes_alone():
+    torch.manual_seed(0)
+    attention, x = Attention(64).double(), torch.randn(2, 12, 64).double()
+    places = torch.cartesian_prod(torch.arange(3.0), torch.arange(4.0))
+    first = attention(x, axial(places).double())
+    torch.testing.assert_close(
+        attention(x, axial(places + torch.tensor([5, -2])).double()), first, atol=1e-6, rtol=1e-6
+    )
+    assert (attention(x, axial(places.flip(1)).double()) - first).abs().max() > 1e-3
+
+
+def test_a_mixer_does_nothing_at_first_and_then_adds():
+    mixer, c = Mixer(8), torch.randn(3, 1, 8)
+    assert torch.equal(mixer(c), c)
+    torch.nn.init.normal_(mixer.narrow.weight)
+    hidden = torch.nn.functional.silu(mixer.widen(torch.nn.functional.layer_norm(c, (8,))))
+    torch.testing.assert_close(mixer(c), c + hidden @ mixer.narrow.weight.T)
 
 
 def test_attention_without_positions_is_softmax_of_normalised_products():

@@ -1,13 +1,16 @@
-r"""A transformer over a sequence: rotary positions, normalised queries and keys, and modulation by a vector.
+r"""A transformer over a sequence or a grid: rotary positions, normalised queries and keys, and modulation by a vector.
 
 Rotary positions (Su et al. 2021, arXiv:2104.09864, eq. 34) turn the pair (i, i + width / 2) of a head's query and key
 by the angle position * 10000^(-2i / width), so that their product depends on the distance alone and sequences of any
-length can be read. Queries and keys are of RMS 1 up to a learned scale (Henry et al. 2020, arXiv:2010.04245; Dehghani
-et al. 2023, arXiv:2302.05442), which keeps attention from collapsing at high learning rates. A block is modulated by
-one modulation that all blocks share plus an offset of its own (adaLN-single; Chen et al. 2024, arXiv:2310.00426).
+length can be read. On a plane each axis turns half of the pairs, at rates of a smaller base, as there are fewer places
+along it (axial; Heo et al. 2024, arXiv:2403.13298). Queries and keys are of RMS 1 up to a learned scale (Henry
+et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442), which keeps attention from collapsing at high
+learning rates. A block is modulated by one modulation that all blocks share plus an offset of its own (adaLN-single;
+Chen et al. 2024, arXiv:2310.00426). The vector behind it is mixed by residual perceptrons, which run once a sample.
 
 Shape suffixes:
     B: batch    L: tokens    D: width    H: heads    K: width of a head    X: a modulation, 6 D
+    C: width of the vector
 """
 
 import torch
@@ -15,17 +18,28 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEAD", "Attention", "Block", "rotary"]
+__all__ = ["HEAD", "Attention", "Block", "Mixer", "axial", "rotary"]
 
 HEAD = 32
 """Width of an attention head."""
 
 
-def rotary(positions: Tensor, width: int = HEAD) -> Tensor:
+def rotary(positions: Tensor, width: int = HEAD, base: float = 10000.0) -> Tensor:
     """The angles' cosines and sines, (2, L, width / 2), of ``positions`` (L,)."""
-    rates = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device) / width)
+    rates = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
     angles = positions.float().unsqueeze(-1) * rates
     return torch.stack([angles.cos(), angles.sin()])
+
+
+def axial(places: Tensor, width: int = HEAD, base: float = 100.0) -> Tensor:
+    """Those of ``places`` (L, 2) on a plane: half of the pairs turn with each of their two numbers.
+
+    Raises:
+        ValueError: for a width whose pairs cannot be halved.
+    """
+    if width % 4:
+        raise ValueError(f"got width {width}; expected a multiple of 4: pairs for each of two axes")
+    return torch.cat([rotary(along, width // 2, base) for along in places.unbind(-1)], -1)
 
 
 def _turn(x_BHLK: Tensor, turn: Tensor) -> Tensor:
@@ -74,4 +88,20 @@ class Block(nn.Module):
         h_BLD = self.norm1(x_BLD) * (1 + scale1) + shift1
         x_BLD = x_BLD + (1 + gate1) * self.attention(h_BLD, turn, real)
         changed: Tensor = x_BLD + (1 + gate2) * self.mlp(self.norm2(x_BLD) * (1 + scale2) + shift2)
+        return changed
+
+
+class Mixer(nn.Module):
+    """A perceptron of twice the width, added to what it reads; of no effect at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def forward(self, c_BLC: Tensor) -> Tensor:
+        changed: Tensor = c_BLC + self.narrow(F.silu(self.widen(self.norm(c_BLC))))
         return changed

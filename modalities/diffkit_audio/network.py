@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffkit.nn.embeddings import FourierFeatures, ScalarEmbedding, TimeEmbedding
-from diffkit.nn.transformer import Block, rotary
+from diffkit.nn.transformer import Block, Mixer, rotary
 from diffkit.typing import Masks, NetworkTime, State, expand, leaf_time, masked
 
 if TYPE_CHECKING:
@@ -143,22 +143,6 @@ class Spectrogram(nn.Module):
         present = condition.present["text"].unsqueeze(-1)
         given: Tensor = text(masked(condition.values["text"].float(), present))
         return torch.where(present, given, no_text.to(given.dtype))
-
-
-class Mixer(nn.Module):
-    """A perceptron of twice the width, added to what it reads; of no effect at first."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, 2 * width)
-        self.narrow = nn.Linear(2 * width, width)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
-
-    def forward(self, c_BLC: Tensor) -> Tensor:
-        changed: Tensor = c_BLC + self.narrow(F.silu(self.widen(self.norm(c_BLC))))
-        return changed
 
 
 def _whole(x_BT: Tensor) -> Tensor:

@@ -1,1 +1,7 @@
-"""Pictures in the latent space of an autoencoder."""
+"""Pictures in the latent space of an autoencoder. See `diffkit_image.adapter`."""
+
+from diffkit_image.adapter import Image
+
+modality = Image
+
+__all__ = ["Image", "modality"]

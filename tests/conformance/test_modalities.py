@@ -27,6 +27,8 @@ from diffkit.typing import Masks, State, Time
 from diffkit_audio import Audio
 from diffkit_audio.clip import Clip
 from diffkit_audio.mel import MelSettings, log_mel
+from diffkit_image import Image as Picturing
+from diffkit_image.record import Picture
 from diffkit_molecule import Molecule
 from diffkit_pointcloud import PointCloud
 from diffkit_pointcloud.cloud import Cloud, normalise
@@ -150,8 +152,44 @@ def test_clips(prediction: str) -> None:
     check_modality(adapter, records, same=same_clip, network=network, process={"mel": {"prediction": prediction}})
 
 
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of diffusers: pixels in fours to four numbers, with weights that are not trained."""
+    autoencoders = pytest.importorskip("diffkit_image.autoencoder")
+    folder = tmp_path_factory.mktemp("autoencoder")
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    options = {
+        "block_out_channels": [4, 8],
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        **blocks,
+    }
+    autoencoders.export(
+        autoencoders.build("AutoencoderKL", in_channels=4, out_channels=4, **options), folder, torch.float32
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("prediction", ["velocity", "x0"])
+def test_pictures(prediction: str, patch: int, autoencoder: str) -> None:
+    """What an autoencoder keeps of a picture is for its own tests; here, its size."""
+    generator = np.random.default_rng(0)
+    records = []
+    for tall, wide, name in ((16, 16, "red square"), (8, 20, "blue bar"), (6, 6, "")):
+        pixels = generator.integers(0, 256, (tall, wide, 4)).astype(np.uint8)
+        records.append(Picture(Image.fromarray(pixels, "RGBA"), name, "shape" if name else ""))
+    words = ["bar", "blue", "red", "square"]
+    statistics = {"mean": [0.0] * 4, "scale": [1.0] * 4, "categories": ["shape"], "vocabulary": words}
+    adapter = Picturing(("category", "words"), autoencoder, (16, 16), statistics=statistics)
+    network = {"width": 32, "condition": 16, "hidden": 32, "layers": 2, "patch": patch}
+    process = {"latent": {"prediction": prediction}}
+    check_modality(adapter, records, same=lambda a, b: a.image.size == b.image.size, network=network, process=process)
+
+
 def test_every_installed_modality_has_examples_here() -> None:
-    assert set(modality_names()) <= {"audio", "molecule", "pointcloud"}, (
+    assert set(modality_names()) <= {"audio", "image", "molecule", "pointcloud"}, (
         "give a new modality a few records in this file"
     )
 

@@ -24,6 +24,12 @@ SMALL = {
         "modality.seconds=0.3",
         "network={width: 32, condition: 16, hidden: 32, layers: 1}",
     ],
+    "image": [
+        "data.source=sample",
+        "modality.conditions=[category,words]",
+        "modality.size=[16,16]",
+        "network={width: 32, condition: 16, hidden: 32, layers: 1}",
+    ],
     "molecule": ["data.source=sample", "network.width=32", "network.pair_width=8", "network.layers=2"],
     "pointcloud": [
         "data.source=sample",
