@@ -38,7 +38,10 @@ SMALL = {
         "network={width: 32, latent_width: 32, latents: 8, blocks: 1, layers: 1}",
     ],
 }
-CODECS = {"audio/vocoder": ["data.source=sample", "codec.width=16", "codec.hidden=16", "codec.layers=1"]}
+CODECS = {
+    "audio/vocoder": ["data.source=sample", "codec.width=16", "codec.hidden=16", "codec.layers=1"],
+    "image/autoencoder": ["data.source=sample"],
+}
 """Recipes of encoders and decoders."""
 
 
