@@ -68,7 +68,7 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
     recipe = _recipe(folder / RECIPE)
     if recipe.get("codec") is not None:
         raise ValueError(f"got {folder}, which holds a codec and draws no samples; a recipe names it under `modality`")
-    model = Model.of(recipe)
+    model = Model.of(recipe, next((known for known, place in shipped().items() if place == folder), str(name)))
     weights = _weights(folder / WEIGHTS)
     expected = {k: tuple(v.shape) for k, v in model.network.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}

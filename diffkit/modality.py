@@ -1,10 +1,10 @@
 """What a data type brings: the adapter's contract, and how the core finds adapters.
 
 An adapter is a frozen dataclass with eight members (and ``valid``, where something can come out wrong, ``labelled``,
-where an object can say what it was asked to be, ``signed``, where a file can say how it came about, ``completed``,
-where a part of one can be given, ``illustrate``, where figures have pictures, and ``codec``, where an encoder or
-decoder is trained). The core never imports one: it looks up the entry points of group ``diffkit.modalities``, so a
-stranger's package is found exactly as ours are.
+where an object can say what it was asked to be, ``completed``, where a part of one can be given, ``read``, where
+samples can start from a file, ``illustrate``, where figures have pictures, and ``codec``, where an encoder or decoder
+is trained). The core never imports one: it looks up the entry points of group ``diffkit.modalities``, so a stranger's
+package is found exactly as ours are.
 
     [project.entry-points."diffkit.modalities"]
     molecule = "diffkit_molecule:modality"
@@ -50,7 +50,8 @@ class Batch:
     """B items: leaves (B, ...), masks that broadcast over them, conditions, and the number of each item.
 
     In a batch to be generated, ``x`` holds zeros that give the leaves their shapes, and data where ``given`` (boolean
-    tensors that broadcast over the leaves) is True: the samples keep it as it is.
+    tensors that broadcast over the leaves) is True: the samples keep it as it is. ``start`` holds data that are noised,
+    for samples to begin with in place of pure noise; empty where there are none.
     """
 
     x: Mapping[str, Tensor]
@@ -58,6 +59,7 @@ class Batch:
     condition: Condition
     index: Tensor
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on ``device``."""
@@ -68,6 +70,7 @@ class Batch:
             condition=self.condition.map(lambda v: v.to(device)),
             index=self.index.to(device),
             given={k: v.to(device) for k, v in self.given.items()},
+            start={k: v.to(device) for k, v in self.start.items()},
         )
 
 
@@ -88,10 +91,17 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for, in the words of the command line: a prompt, or named values, as text."""
+    """What a person asks for, in the words of the command line.
+
+    Args:
+        prompt: in words.
+        values: by name, as text.
+        start: the file that samples start from, noised; see `diffkit.settings.Settings.strength`.
+    """
 
     prompt: str | None = None
     values: Mapping[str, str] = field(default_factory=dict)
+    start: str | None = None
 
 
 class Modality(ABC):
@@ -121,13 +131,18 @@ class Modality(ABC):
         """Decoded objects with what was asked for written on them, where they can carry it."""
         return list(records)
 
-    def signed(self, records: Sequence[Any], said: Sequence[str]) -> list[Any]:
-        """Decoded objects that will say in their files how each came about (JSON), where the files have room for it."""
-        return list(records)
-
     def completed(self, records: Sequence[Any], request: Request) -> list[Any]:
         """Decoded objects of which a part was given by ``request``, in the terms of what was given."""
         return list(records)
+
+    def read(self, source: str, request: Request) -> Any:
+        """The native object in the file ``source``, for samples to start from; in the size that ``request`` asks for.
+
+        Raises:
+            ValueError: for data that are not read from files one by one, or a file that cannot be used.
+            OSError: if there is no such file.
+        """
+        raise ValueError(f"got the file {source} to start from; this kind of data starts from pure noise: leave it out")
 
     @abstractmethod
     def layout(self, count: int, noise: Noise, request: Request) -> Batch:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from torch import nn
 
 from diffkit import registry
 from diffkit.denoiser import Denoise, Denoiser, log_snr_code
+from diffkit.grid import check_times, from_strength
 from diffkit.guidance import Given, Guidance, Temperature, TopP
 from diffkit.modality import Batch, Modality, Request, find_modality
 from diffkit.naming import nearest
 from diffkit.noise import Noise
 from diffkit.product import Product
-from diffkit.sample import sample
+from diffkit.sample import sample, start_at
 from diffkit.samples import Samples
 from diffkit.settings import Node, Settings
 
@@ -32,6 +34,8 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 TIME_CODES = {"t": None, "log_snr": log_snr_code}
 PATIENCE = 20
 """Draws per sample asked for before giving up on valid ones."""
+STRENGTH = 0.6
+"""Of a start from a file, where neither a person nor the recipe says one."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,17 @@ class Model:
         modality: the adapter.
         network: its weights are float32.
         denoiser: ``network`` with its process.
+        name: of a shipped model, or the folder that it is from.
     """
 
     recipe: Mapping[str, Any]
     modality: Modality
     network: nn.Module
     denoiser: Denoiser
+    name: str = ""
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any]) -> "Model":
+    def of(cls, recipe: Mapping[str, Any], name: str = "") -> "Model":
         """The model that a resolved recipe describes, with fresh weights.
 
         Raises:
@@ -68,17 +74,35 @@ class Model:
                 f"got time_code '{code}'; expected one of {', '.join(TIME_CODES)}{nearest(code, TIME_CODES)}"
             )
         denoiser = Denoiser(network, process, time_code=TIME_CODES[code], input_scale=view.get("input_scale"))
-        return cls(recipe, modality, network, denoiser)
+        return cls(recipe, modality, network, denoiser, name)
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """Its name and that of its modality, as samples keep them."""
+        return {"modality": str(self.recipe["modality"]["name"]), "model": self.name}
+
     def settings(self, **given: Any) -> Settings:
         """The recipe's ``sampling`` node, overridden by what is ``given`` and not None."""
-        fields = {**self.recipe["sampling"], **{k: v for k, v in given.items() if v is not None}}
-        return Settings(**fields)
+        said = {k: v for k, v in given.items() if v is not None}
+        usual = {"strength": STRENGTH, **self.recipe["sampling"]}
+        if said.get("request", Request()).start is None:
+            del usual["strength"]
+        return Settings(**{**usual, **said})
+
+    def times(self, settings: Settings) -> list[float]:
+        """The times at which samples of ``settings`` are, from the first one down.
+
+        Raises:
+            ValueError: for a grid that cannot be made, or a strength that leaves none of its steps.
+        """
+        process = self._under(settings.schedule).process
+        times = registry.build("grid", settings.grid)(settings.steps, process[next(iter(process))].schedule)
+        return check_times(times) if settings.strength is None else from_strength(times, settings.strength)
 
     def generate(
         self,
@@ -87,6 +111,8 @@ class Model:
         prompt: str | None = None,
         condition: Mapping[str, str | float] | None = None,
         negative: str | Mapping[str, str | float] | None = None,
+        start: str | Path | None = None,
+        strength: float | None = None,
         steps: int | None = None,
         sampler: Node | None = None,
         grid: Node | None = None,
@@ -98,6 +124,7 @@ class Model:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        first: int = 0,
         batch_size: int = 256,
         precision: str = "32",
         valid_only: bool = False,
@@ -110,6 +137,9 @@ class Model:
             prompt: what is asked for in words, for a modality that takes them.
             condition: named values asked for.
             negative: what to steer away from, a prompt or named values; needs guidance.
+            start: a file of this kind of data that samples start from, in place of pure noise.
+            strength: in (0, 1], how far it is noised: the first time is the grid's nearest to it. The recipe's own, or
+                0.6, where None.
             steps, sampler, grid, jump: the recipe's own where None; names, or nodes such as
                 ``{"name": "ddim", "eta": 1}``.
             schedule: that samples are drawn under, a name or a node; the model's own where None.
@@ -119,6 +149,7 @@ class Model:
             temperature: of categories, above 0; above 1 samples are more varied. The recipe's own where None.
             top_p: of categories, in (0, 1]: of each element the likeliest ones that make up this probability.
             seed: equal seeds and settings give equal samples.
+            first: number of the first of them: a seed has as many samples as one likes.
             batch_size: samples per network call.
             precision: "32" or "bf16".
             valid_only: draw again until ``count`` of them are valid.
@@ -139,14 +170,15 @@ class Model:
             interval=interval,
             temperature=temperature,
             top_p=top_p,
-            request=Request(prompt, {k: str(v) for k, v in (condition or {}).items()}),
+            request=Request(prompt, _text(condition or {}), None if start is None else str(start)),
+            strength=strength,
             negative=_request(negative),
             seed=seed,
             batch_size=batch_size,
             precision=precision,
         )
-        samples = Samples(self.modality, settings=settings)
-        for part in self.stream(count, settings, valid_only=valid_only, record=record, progress=progress):
+        samples = Samples(self.modality, settings=settings, origin=self.origin)
+        for part in self.stream(count, settings, first=first, valid_only=valid_only, record=record, progress=progress):
             samples = samples + part
         return samples
 
@@ -155,17 +187,18 @@ class Model:
         count: int,
         settings: Settings,
         *,
+        first: int = 0,
         valid_only: bool = False,
         record: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[Samples]:
         """The samples batch by batch, so that what is done can be kept if the rest is not waited for."""
-        if count < 1:
-            raise ValueError(f"got a count of {count}; expected at least 1")
+        if count < 1 or first < 0:
+            raise ValueError(f"got a count of {count} from number {first}; expected at least 1, from 0 or above")
         kept = drawn = 0
         while kept < count:
             size = min(settings.batch_size, count - kept)
-            part = self._batch(drawn, size, settings, record, progress)
+            part = self._batch(first + drawn, size, settings, record, progress)
             drawn += size
             part = part.valid() if valid_only else part
             kept += len(part.records)
@@ -176,13 +209,24 @@ class Model:
                     "so take more steps, other settings, or all samples"
                 )
 
+    def check(self, settings: Settings) -> None:
+        """Make all that a sample of ``settings`` needs, and draw none.
+
+        Raises:
+            ValueError: for settings that the model cannot serve.
+        """
+        layout = self._layout(1, Noise.of(settings.seed, 1).fold("layout"), settings.request).to(self.device)
+        self._guided(settings, layout)
+        self.times(settings)
+        registry.build("sampler", settings.sampler)
+        registry.build("jump", settings.jump)
+
     def _batch(self, first: int, size: int, settings: Settings, record: bool, progress: Progress | None) -> Samples:
         """Samples ``first`` to ``first + size``."""
         noise = Noise.of(settings.seed, size, start=first)
-        layout = self.modality.layout(size, noise.fold("layout"), settings.request).to(self.device)
-        grid = registry.build("grid", settings.grid)
+        layout = self._layout(size, noise.fold("layout"), settings.request).to(self.device)
+        noise, times = replace(noise, index=layout.index), self.times(settings)
         denoise = self._guided(settings, layout)
-        process = denoise.process
         began = time.perf_counter()
         with (
             _rows_counted(self.network) as rows,
@@ -193,10 +237,11 @@ class Model:
                 denoise,
                 {k: tuple(v.shape) for k, v in layout.x.items()},
                 sampler=registry.build("sampler", settings.sampler),
-                times=grid(settings.steps, process[next(iter(process))].schedule),
-                noise=replace(noise, index=layout.index),
+                times=times,
+                noise=noise,
                 condition=layout.condition,
                 mask=layout.mask,
+                start=start_at(denoise.process, layout.start, times[0], noise, layout.mask) if layout.start else None,
                 jump=registry.build("jump", settings.jump),
                 record=record,
                 progress=progress or (lambda steps: steps),
@@ -206,6 +251,7 @@ class Model:
         return Samples(
             self.modality,
             settings=settings,
+            origin=self.origin,
             records=self.modality.completed(records, settings.request) if layout.given else records,
             numbers=list(range(first, first + size)),
             drawn=size,
@@ -213,6 +259,22 @@ class Model:
             seconds=time.perf_counter() - began,
             steps=[result.steps] if record else [],
         )
+
+    def _layout(self, size: int, noise: Noise, request: Request) -> Batch:
+        """What the adapter lays out, in the shape of the file to start from, where there is one.
+
+        Of its conditions those count that were asked for: a file alone says all there is to say.
+        """
+        layout = self.modality.layout(size, noise, request)
+        if request.start is None or layout.start:
+            return layout
+        if layout.given:
+            raise ValueError("got a file to start from, and a part that is given; expected one of them")
+        example = self.modality.encode(self.modality.read(request.start, request))
+        x, mask = ({k: torch.stack([v] * size) for k, v in leaves.items()} for leaves in (example.x, example.mask))
+        asked = request.prompt is not None or request.values.keys() & layout.condition.values.keys()
+        condition = layout.condition if asked else layout.condition.null()
+        return replace(layout, x=x, mask=mask, condition=condition, start=x)
 
     def _guided(self, settings: Settings, layout: Batch) -> Denoise:
         denoise: Denoise = self._under(settings.schedule)
@@ -257,7 +319,11 @@ class Model:
 def _request(asked: str | Mapping[str, str | float] | None) -> Request | None:
     if asked is None or isinstance(asked, str):
         return None if asked is None else Request(asked)
-    return Request(None, {k: str(v) for k, v in asked.items()})
+    return Request(None, _text(asked))
+
+
+def _text(values: Mapping[str, str | float]) -> dict[str, str]:
+    return {k: str(v) for k, v in values.items()}
 
 
 @contextmanager

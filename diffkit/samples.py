@@ -18,6 +18,7 @@ from diffkit.files import whole
 from diffkit.modality import Modality, in_format
 from diffkit.sample import Step
 from diffkit.settings import Settings
+from diffkit.stamp import stamp
 
 __all__ = ["Samples"]
 
@@ -35,6 +36,7 @@ class Samples:
         evaluations: network evaluations, of all that were drawn.
         seconds: the wall-clock time of drawing them.
         steps: of every batch, where they were recorded.
+        origin: the names of the ``modality`` and of the ``model``.
     """
 
     modality: Modality
@@ -45,6 +47,7 @@ class Samples:
     evaluations: int = 0
     seconds: float = 0.0
     steps: list[tuple[Step, ...]] = field(default_factory=list)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -65,6 +68,8 @@ class Samples:
     def save(self, folder: str | Path, format: str | None = None, **facts: Any) -> Mapping[str, Any]:
         """Write native files, ``preview.png``, ``run.json`` and, if steps were recorded, ``trajectory.safetensors``.
 
+        Every PNG carries the settings as well (`diffkit.stamp`).
+
         Args:
             folder: made if missing.
             format: of the native files, where the modality has several; its own default where None.
@@ -80,9 +85,10 @@ class Samples:
         modality = self.modality if format is None else in_format(self.modality, format)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        run = self._run() | facts
-        records = modality.signed(self.records, [self._origin(number, facts) for number in self.numbers])
-        run |= {"result": dict(modality.view(records, folder))}
+        before = _pictures(folder)
+        facts |= {} if format is None else {"format": format}
+        run = self._run() | facts | {"result": dict(modality.view(self.records, folder))}
+        self._stamp(path for path, changed in _pictures(folder).items() if changed != before.get(path))
         if self.steps:
             with whole(folder / "trajectory.safetensors") as part:
                 save_file(trajectory(self.steps), part)
@@ -90,13 +96,16 @@ class Samples:
             part.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
         return run
 
-    def _origin(self, number: int, facts: Mapping[str, Any]) -> str:
-        """How one sample came about, as JSON for its own file."""
-        origin = {"number": number, "settings": self.settings.record(), "versions": _versions(), **facts}
-        return json.dumps(origin, default=str)
+    def _stamp(self, pictures: Iterable[Path]) -> None:
+        """Write how they came about into pictures; one that is named by a number is that sample's alone."""
+        for path in pictures:
+            place = int(path.stem) if path.stem.isdecimal() else len(self.numbers)
+            which = {"number": self.numbers[place]} if place < len(self.numbers) else {"numbers": _ranges(self.numbers)}
+            stamp(path, {**self.origin, **which, "settings": self.settings.record()})
 
     def _run(self) -> dict[str, Any]:
         return {
+            **self.origin,
             "count": len(self.records),
             "drawn": self.drawn,
             "numbers": _ranges(self.numbers),
@@ -127,6 +136,11 @@ def trajectory(batches: Iterable[tuple[Step, ...]]) -> dict[str, Tensor]:
             samples = pad([sample.cpu() for part in parts for sample in part])
             tensors[f"{name}/{leaf}"] = samples.transpose(0, 1).contiguous()
     return tensors
+
+
+def _pictures(folder: Path) -> dict[Path, int]:
+    """The PNG files in a folder, and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
 
 
 def _ranges(numbers: list[int]) -> list[list[int]]:

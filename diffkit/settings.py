@@ -29,6 +29,8 @@ class Settings:
         temperature: of the categorical leaves, above 0; see `diffkit.guidance.Temperature`.
         top_p: of the categorical leaves, in (0, 1]; see `diffkit.guidance.TopP`.
         request: what is asked for.
+        strength: where the request has a file to start from, and only there: the time in (0, 1] to which it is noised,
+            the grid's own that is nearest. 1 is pure noise.
         negative: what to steer away from.
         seed: any integer.
         batch_size: samples per network call.
@@ -46,6 +48,7 @@ class Settings:
     temperature: float = 1.0
     top_p: float = 1.0
     request: Request = Request()
+    strength: float | None = None
     negative: Request | None = None
     seed: int = 0
     batch_size: int = 256
@@ -56,7 +59,25 @@ class Settings:
             raise ValueError(f"got a batch size of {self.batch_size}; expected at least 1")
         if self.precision not in ("32", "bf16"):
             raise ValueError(f"got precision '{self.precision}'; expected 32 or bf16")
+        if self.strength is None and self.request.start is not None:
+            raise ValueError("got a file to start from and no strength; expected one above 0 and at most 1")
+        if self.strength is not None and self.request.start is None:
+            raise ValueError(f"got a strength of {self.strength} and no file to start from; expected both or none")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"got a strength of {self.strength}; expected above 0 (the file) and at most 1 (noise)")
 
     def record(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return asdict(self)
+        """Plain data for a JSON file: the same for equal settings, whether a recipe or a flag said them."""
+        said = asdict(self)
+        nodes = {name: _plain(said[name]) for name in ("sampler", "grid", "jump", "schedule", "guider")}
+        numbers = {name: float(said[name]) for name in ("guidance", "temperature", "top_p")}
+        strength = None if self.strength is None else float(self.strength)
+        return said | nodes | numbers | {"strength": strength, "interval": [float(t) for t in self.interval]}
+
+
+def _plain(node: Node | None) -> str | dict[str, Any] | None:
+    """A node with its name first, or the name alone where it has no options."""
+    if node is None or isinstance(node, str):
+        return node
+    options = {k: v for k, v in node.items() if k != "name"}
+    return {"name": node["name"], **options} if options else str(node["name"])

@@ -11,15 +11,16 @@ import warnings
 from collections.abc import Sequence
 
 from diffkit import __version__
-from diffkit.cli import evaluate, generate, listing, train
+from diffkit.cli import evaluate, generate, listing, show, train
 from diffkit.naming import nearest
 
 __all__ = ["main", "parser"]
 
-COMMANDS = (generate, train, evaluate, listing)
+COMMANDS = (generate, show, train, evaluate, listing)
 
 EXAMPLES = """examples:
   diffkit generate molecule -n 16 --seed 7 --out out/
+  diffkit show out/preview.png
   diffkit train molecule/qm9 trainer.devices=8 trainer.strategy=ddp
   diffkit evaluate molecule -n 10000
   diffkit list"""

@@ -1,9 +1,11 @@
 """Drawing samples as the command line asks for them: shared by ``generate`` and ``evaluate``."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffkit.cli.options import node, pairs
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from diffkit.samples import Samples
     from diffkit.settings import Settings
 
-__all__ = ["draw", "open_model", "read_settings"]
+__all__ = ["command_line", "draw", "facts", "open_model", "read_settings"]
 
 
 def open_model(given: argparse.Namespace) -> "Model":
@@ -28,7 +30,7 @@ def open_model(given: argparse.Namespace) -> "Model":
     name = model.recipe["modality"]["name"]
     if name != given.modality.split("/")[0]:
         raise ValueError(f"got model '{given.model}', which makes data of kind {name}; expected {given.modality}")
-    return model
+    return model if model.name else replace(model, name=given.model or given.modality)
 
 
 def _device(name: str) -> "torch.device":
@@ -62,7 +64,8 @@ def read_settings(model: "Model", given: argparse.Namespace) -> "Settings":
         interval=tuple(given.interval),
         temperature=given.temperature,
         top_p=given.top_p,
-        request=Request(getattr(given, "prompt", None), pairs(given.condition)),
+        request=Request(getattr(given, "prompt", None), pairs(given.condition), given.start),
+        strength=given.strength,
         negative=negative,
         seed=given.seed,
         batch_size=given.batch_size,
@@ -84,16 +87,29 @@ def draw(
     """The samples, and whether they are all there: Ctrl-C keeps the batches that are done."""
     from diffkit.samples import Samples
 
-    samples = Samples(model.modality, settings=settings)
-    with _progress(given, settings.steps) as progress:
+    samples = Samples(model.modality, settings=settings, origin=model.origin)
+    first: int = getattr(given, "first", 0)
+    with _progress(given, len(model.times(settings)) - 1) as progress:
+        wanted: dict[str, Any] = {"valid_only": valid_only, "record": record, "progress": progress}
         try:
-            for part in model.stream(given.count, settings, valid_only=valid_only, record=record, progress=progress):
+            for part in model.stream(given.count, settings, first=first, **wanted):
                 samples = samples + part
         except KeyboardInterrupt:
             if not len(samples):
                 raise
             return samples, False
     return samples, True
+
+
+def command_line() -> str:
+    """What was typed, as it can be typed again."""
+    return shlex.join(["diffkit", *sys.argv[1:]])
+
+
+def facts(model: "Model", settings: "Settings", complete: bool) -> dict[str, Any]:
+    """What ``run.json`` says beside what the samples say themselves."""
+    started = {} if settings.strength is None else {"started_at": model.times(settings)[0]}
+    return {"command": command_line(), "complete": complete, **started}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffkit.cli import options
+from diffkit.cli import options, sheet
 
 if TYPE_CHECKING:
     from diffkit.model import Model
@@ -45,8 +45,10 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Draw, measure, print."""
-    from diffkit.cli.drawing import draw, open_model, read_settings
+    from diffkit.cli.drawing import command_line, draw, open_model, read_settings
 
+    if sheet.read_grid(given):
+        raise ValueError("got knobs in --grid, which are for `diffkit generate`; expected the name of a time grid")
     model = open_model(given)
     if given.likelihood:
         return _report({"held-out data": _likelihood(model, given)}, given)
@@ -61,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
         )
     columns = model.modality.metrics(samples.records, **model.recipe["data"])
     if given.out is not None:
-        samples.save(given.out, command=" ".join(["diffkit", *sys.argv[1:]]))
+        samples.save(given.out, command=command_line())
         model.modality.illustrate(samples.records, given.out, **model.recipe["data"])
     return _report(columns, given)
 

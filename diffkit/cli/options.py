@@ -56,7 +56,14 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
     flag("--steps", type=positive, metavar="N", help="steps of the sampler (default: the model's own)")
     flag("--sampler", type=str, metavar="NAME", help="see `diffkit list`; options after a colon: ddim:eta=0.5")
     flag("--jump", type=str, metavar="NAME", help="the rule of categories: posterior:eta=0 (default: the model's own)")
-    flag("--grid", type=str, metavar="NAME", help="the time grid: power:power=2, log_snr, karras, ...")
+    flag(
+        "--grid",
+        action="append",
+        nargs="+",
+        metavar="NAME",
+        help="the time grid: power:power=2, log_snr, karras, ...; or, of generate, one or two knobs KNOB=V1,V2: "
+        "every pair of values on one labelled sheet, grid.png",
+    )
     flag(
         "--times",
         type=float,
@@ -83,6 +90,13 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
     )
     flag("--top-p", type=float, metavar="P", help="of categories: the likeliest that make up P (default 1, all)")
     flag("--condition", action="extend", nargs="+", metavar="NAME=VALUE", help="values asked for, one or several")
+    flag("--from", dest="start", metavar="FILE", help="start from a file of this kind of data, noised")
+    flag(
+        "--strength",
+        type=float,
+        metavar="T",
+        help="how far it is noised: the time to start at, above 0 and at most 1, pure noise (default: the model's own)",
+    )
     flag("--negative", metavar="TEXT", help="steer away from a prompt, or from NAME=VALUE")
     flag("--seed", type=int, default=0, metavar="N", help="equal seeds give equal samples (default 0)")
     flag("--batch-size", type=positive, default=256, metavar="N", help="samples per network call (default 256)")

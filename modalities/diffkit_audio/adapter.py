@@ -29,7 +29,7 @@ from diffkit.product import Product
 from diffkit.report import Metrics
 from diffkit.space import Euclidean
 from diffkit.typing import State
-from diffkit_audio import asking, classifier, data, ears, metrics, view, vocoder
+from diffkit_audio import asking, classifier, data, ears, metrics, readers, view, vocoder
 from diffkit_audio.captions import note_name
 from diffkit_audio.clip import Clip
 from diffkit_audio.mel import MelSettings, griffin_lim, log_mel, match
@@ -96,6 +96,19 @@ class Audio(Modality):
         wave = functional.resample(torch.from_numpy(record.wave), record.rate, settings.rate)
         mel = (log_mel(wave, settings) - self.statistics["mean"]) / self.statistics["scale"]
         return Example({"mel": mel}, {"mel": torch.ones(len(mel), 1, dtype=torch.bool)}, self._known(record))
+
+    def read(self, source: str, request: Request) -> Clip:
+        """A clip of as many seconds as are asked for, with silence at its end, or else of its own length."""
+        try:
+            wave = readers.read_wave(Path(source), self.settings)
+        except ValueError as error:
+            raise ValueError(f"got {source}, which {error}") from None
+        asked = request.values.get("seconds")
+        if asked is None:
+            asking.require_length(source, len(wave) / self.settings.rate)
+            return Clip(wave, self.settings.rate)
+        samples = self._frames(asked) * self.settings.hop
+        return Clip(np.pad(wave[:samples], (0, max(samples - len(wave), 0))), self.settings.rate)
 
     def _known(self, record: Clip) -> dict[str, Tensor]:
         known = record.instrument in self.instruments

@@ -17,7 +17,7 @@ from diffkit_audio.captions import note_name
 from diffkit_audio.instruments import DRUMS, INSTRUMENTS
 from diffkit_audio.network import SCALARS
 
-__all__ = ["not_understood", "require_known", "seconds", "understood"]
+__all__ = ["not_understood", "require_known", "require_length", "seconds", "understood"]
 
 RANGES = {"pitch": (36.0, 95.0), "velocity": (40.0, 120.0), "duration": (0.25, 1.5)}
 """Of the notes of General MIDI's instruments; that of pitches where the statistics have none."""
@@ -38,6 +38,15 @@ def seconds(said: str) -> float:
     if not SECONDS[0] <= number <= SECONDS[1]:
         raise ValueError(f"got seconds={said}; expected {SECONDS[0]:g} to {SECONDS[1]:g}")
     return number
+
+
+def require_length(source: str, found: float) -> None:
+    """A ValueError for a file that is longer than a clip can be."""
+    if found > SECONDS[1]:
+        raise ValueError(
+            f"got {source} with {found:.0f} s of sound; expected at most {SECONDS[1]:g}: "
+            "say how much of it with --condition seconds=S"
+        )
 
 
 def require_known(values: Mapping[str, str], conditions: Sequence[str]) -> None:

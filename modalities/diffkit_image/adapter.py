@@ -9,6 +9,7 @@ with a mask (B, 1, h, w), as pictures of a batch may have different sizes, and t
 and ``text``, any of which may be left open. The autoencoder is the one that ships, or one of `diffusers` by its folder.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,7 +29,7 @@ from diffkit.product import Product
 from diffkit.report import Metrics
 from diffkit.space import Euclidean
 from diffkit.typing import State
-from diffkit_image import asking, view
+from diffkit_image import asking, buckets, readers, view
 from diffkit_image.network import DiT
 from diffkit_image.record import Picture, to_image, to_tensor
 
@@ -135,6 +136,21 @@ class Image(Modality):
             )
         return vector
 
+    def read(self, source: str, request: Request) -> Picture:
+        """A picture in the size that is asked for, or else in that of its own shape which has about the usual area."""
+        try:
+            image, changed = readers.decode(Path(source))
+        except ValueError as error:
+            raise ValueError(f"got {source}, which {error}") from None
+        if changed:
+            warnings.warn(f"{source} {changed}", stacklevel=2)
+        factor, asked = self._coder("cpu").factor, request.values.get("size")
+        if asked is not None:
+            return Picture(buckets.fitted(image, asking.size(asked, factor)))
+        wide, tall = (int(side) for side in self._usual.split("x"))
+        known = buckets.sizes(round((wide * tall) ** 0.5), factor)
+        return Picture(buckets.fitted(image, buckets.nearest(image.height, image.width, known)))
+
     def decode(self, x: State, mask: State) -> list[Any]:
         latents = x["latent"].float()
         mean, scale = self._moments(latents)
@@ -158,11 +174,6 @@ class Image(Modality):
             bag = condition.values["words"][row].cpu()
             record = replace(record, caption=" ".join(self.vocabulary[k] for k in bag.nonzero().flatten().tolist()))
         return record
-
-    def signed(self, records: Sequence[Picture | None], said: Sequence[str]) -> list[Any]:
-        return [
-            record and replace(record, image=_with(record.image, s)) for record, s in zip(records, said, strict=True)
-        ]
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -276,10 +287,3 @@ def _autoencoder(name: str | None, device: str) -> Any:
 
 def _part(name: str) -> Any:
     return import_module(f"diffkit_image.{name}")
-
-
-def _with(image: Any, said: str) -> Any:
-    """The picture, saying how it came about."""
-    image = image.copy()
-    image.info[view.KEY] = said
-    return image

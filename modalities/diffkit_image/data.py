@@ -45,6 +45,8 @@ __all__ = ["CONDITIONS", "ImageDataset", "load", "measure", "multi_hot"]
 CONDITIONS = ("category", "words", "text")
 VOCABULARY = 4096
 """Words at most."""
+NAMES = 4096
+"""Names at most."""
 LEFT_OUT = 0.3
 """Probability of a word, in half of the examples."""
 
@@ -309,6 +311,7 @@ def measure(packed: Packed, rows: NDArray[np.int64], made: Latents | None = None
     Returns:
         ``categories``: names, in the order of their numbers.
         ``vocabulary``: the words of captions in alphabetical order, at most the 4,096 most frequent.
+        ``names``: for each category, what its pictures are called: distinct, at most 4,096 in all.
         ``sizes``: [height, width, how many] of the pictures, the most frequent first.
         ``mean`` and ``scale``: of each channel of the latents, where there are any.
     """
@@ -317,9 +320,19 @@ def measure(packed: Packed, rows: NDArray[np.int64], made: Latents | None = None
     return {
         "categories": list(packed.categories),
         "vocabulary": _vocabulary(packed.captions[n] for n in rows),
+        "names": _names(packed, rows),
         "sizes": [[height, width, count] for (height, width), count in sizes.most_common()],
         **moments,
     }
+
+
+def _names(packed: Packed, rows: NDArray[np.int64]) -> list[list[str]]:
+    """The usual captions as far as their first comma, by category; the first ones where they are many."""
+    found = dict.fromkeys(
+        (int(packed.category[n]), packed.captions[n][0].split(", ")[0]) for n in rows.tolist() if packed.captions[n]
+    )
+    kept = list(found)[:NAMES]
+    return [[name for number, name in kept if number == category] for category in range(len(packed.categories))]
 
 
 def _vocabulary(written: Iterable[Sequence[str]]) -> list[str]:

@@ -1,9 +1,8 @@
 """Generated pictures as files: `0000.png` and so on, and `preview.png` of the first.
 
 The number of a file is that of the sample. PNG and WebP keep transparency; JPEG has none, and is written on white.
-How a picture came about, where it says so (`Modality.signed`), goes into its file as JSON: into a text chunk
-``diffkit`` of a PNG, into the description (EXIF 0x010e) of the others. What is no picture, for it holds what is not a
-number, has no file and is counted. A file is written whole or not at all.
+What is no picture, for it holds what is not a number, has no file and is counted. A file is written whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -14,19 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from diffkit import naming
 from diffkit.files import whole
 from diffkit_image.record import Picture
 
-__all__ = ["FORMATS", "KEY", "on_checkerboard", "on_white", "require_format", "save"]
+__all__ = ["FORMATS", "on_checkerboard", "on_white", "require_format", "save"]
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 """As Pillow calls them."""
-KEY = "diffkit"
-"""Of the text that says how a picture came about."""
-DESCRIPTION = 0x010E
 SHOWN = 24
 LARGEST, SMALLEST = 256, 128
 """Pixels of a picture on the contact sheet: a small one is enlarged by a whole number."""
@@ -63,20 +58,12 @@ def save(samples: Sequence[Picture | None], folder: Path | str, format: str = "p
 
 
 def _write(image: Image.Image, path: Path, format: str) -> None:
-    said = image.info.get(KEY)
     if format == "png":
-        text = PngInfo()
-        if said is not None:
-            text.add_itxt(KEY, said)
-        image.save(path, FORMATS[format], pnginfo=text)
-        return
-    exif = Image.Exif()
-    if said is not None:
-        exif[DESCRIPTION] = said
-    if format == "jpg":
-        on_white(image).save(path, FORMATS[format], quality=95, subsampling=0, exif=exif)
+        image.save(path, FORMATS[format])
+    elif format == "jpg":
+        on_white(image).save(path, FORMATS[format], quality=95, subsampling=0)
     else:
-        image.save(path, FORMATS[format], lossless=True, exif=exif)
+        image.save(path, FORMATS[format], lossless=True)
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -32,6 +32,7 @@ from diffkit.typing import State
 from diffkit_molecule import data, metrics, view
 from diffkit_molecule.chem import Vocabulary, check, graph_to_mol, mol_to_graph, standardise_mol
 from diffkit_molecule.network import GraphTransformer
+from diffkit_molecule.readers import read_one
 from diffkit_molecule.tensors import leaves, masks
 
 __all__ = ["Molecule"]
@@ -78,6 +79,10 @@ class Molecule(Modality):
         mask = masks(torch.tensor([len(graph.atoms)]), self.positions)
         scale = self.statistics["position_scale"] if self.positions else None
         return Example(leaves(graph, scale), {k: v[0] for k, v in mask.items()})
+
+    def read(self, source: str, request: Request) -> Chem.Mol:
+        """The first molecule of a file (SDF, SMILES, CSV), or of the SMILES ``source``; samples have its size."""
+        return read_one(source, self.positions)
 
     def decode(self, x: State, mask: State) -> list[Any]:
         return [self._mol({k: v[m].cpu() for k, v in x.items()}, int(n)) for m, n in enumerate(mask["atoms"].sum(1))]

@@ -11,6 +11,7 @@ is an error.
 from __future__ import annotations
 
 import csv
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from pathlib import Path
 
 from rdkit import Chem, rdBase
 
-from diffkit_molecule.chem import Vocabulary, standardise, standardise_mol, type_names
+from diffkit_molecule.chem import (
+    Vocabulary,
+    standardise,
+    standardise_mol,
+    type_names,
+    with_hydrogens_and_conformer,
+)
 from diffkit_molecule.packed import Molecule, Packed, Rejected, pack
 
 SMILES_COLUMNS = ("smiles", "canonical_smiles", "isosmiles", "smi")
@@ -96,6 +103,41 @@ def _useless(report: Report, positions: bool) -> str:
     expected = "an SDF with 3-D coordinates and explicit hydrogens" if positions else "at least one molecule"
     found = f"none of {report.total} usable: {report.reasons()}" if report.total else "nothing in it"
     return f"got {report.path} with {found}; expected {expected}; check the file and its kind"
+
+
+def read_one(source: str, positions: bool = False) -> Chem.Mol:
+    """The first molecule of a file, or that of a SMILES; with coordinates, RDKit's where it has none of its own.
+
+    Raises:
+        ValueError: for what is neither, or cannot be used.
+    """
+    path = Path(source)
+    if path.suffix.lower() in _READERS or path.exists():
+        mol = _first(path)
+    else:
+        try:
+            mol = standardise(source)
+        except ValueError as error:
+            raise ValueError(f"got {source}, which is no file, and no SMILES either: {error}") from None
+    if not positions or (mol.GetNumConformers() and mol.GetConformer().Is3D()):
+        return mol
+    solid = with_hydrogens_and_conformer(mol, seed=0)
+    if solid is None:
+        raise ValueError(f"got {source}, for which RDKit finds no conformer; expected an SDF with 3-D coordinates")
+    return solid
+
+
+def _first(path: Path) -> Chem.Mol:
+    entries = _entries(path)
+    entry = next(entries, None)
+    if entry is None:
+        raise ValueError(f"got {path}, with nothing in it; expected a molecule")
+    if next(entries, None) is not None:
+        warnings.warn(f"{path} holds several molecules; the first is taken", stacklevel=3)
+    try:
+        return _molecule(entry, hydrogens=False, positions=False, descriptors=()).mol
+    except ValueError as error:
+        raise ValueError(f"got {path} with a first molecule that cannot be used: {error}") from None
 
 
 def observed_vocabulary(molecules: Sequence[Molecule], hydrogens: bool) -> Vocabulary:

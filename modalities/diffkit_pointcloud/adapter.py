@@ -87,6 +87,15 @@ class PointCloud(Modality):
             values["text"] = torch.from_numpy(text.embedded([record.caption])[0])
         return {name: values[name] for name in self.conditions if name in values}
 
+    def read(self, source: str, request: Request) -> Cloud:
+        """A cloud of as many points as are asked for, or else as many as usual, if the file has them."""
+        asked = request.values.get("points")
+        count = self.points if asked is None else _count(asked)
+        cloud = self._cloud(source, source, count)
+        if asked is not None and len(cloud.points) < count:
+            raise ValueError(f"got points={asked} and {source} with {len(cloud.points)}; expected no more than those")
+        return rows(cloud, np.arange(min(count, len(cloud.points))))
+
     def decode(self, x: State, mask: State) -> list[Any]:
         points, real = x["points"].float().cpu().numpy(), mask["points"].squeeze(-1).cpu().numpy()
         return [data.from_features(p[r], self.statistics) for p, r in zip(points, real, strict=True)]
@@ -127,9 +136,13 @@ class PointCloud(Modality):
 
     def _part(self, path: str) -> Cloud:
         """The part of a cloud that is in a file; of a mesh, half as many points as a sample has."""
+        return self._cloud(path, f"given={path}", self.points // 2)
+
+    def _cloud(self, path: str, said: str, surface: int) -> Cloud:
+        """The cloud in a file; of a mesh, ``surface`` points."""
         if not Path(path).is_file():
-            raise ValueError(f"got given={path}, which is no file; expected a mesh or a cloud")
-        return read_cloud(Path(path), self.points // 2, bool(self.statistics.get("colours")))
+            raise ValueError(f"got {said}, which is no file; expected a mesh or a cloud")
+        return read_cloud(Path(path), surface, bool(self.statistics.get("colours")))
 
     def _total(self, part: Cloud | None) -> int:
         """The points of a sample: as many as usual, and at least as many new ones as given ones."""

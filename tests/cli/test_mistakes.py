@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffkit.cli import main
 
@@ -56,6 +57,23 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["generate", "molecule", "--guider", "top_p", "--guidance", "2"], "which has no scale"),
         (["generate", "molecule", "--guider", "skip_layers:layers=nope", "--guidance", "2"], "got the layer 'nope'"),
         (["generate", "molecule", "--top-p", "0"], "got"),
+        (["generate", "molecule", "--strength", "0.6"], "no file to start from"),
+        (["generate", "molecule", "--from", "CCO", "--strength", "1.5"], "expected above 0 (the file) and at most 1"),
+        (["generate", "molecule", "--from", "none.sdf"], "none.sdf: No such file"),
+        (["generate", "molecule", "--from", "chair"], "no file, and no SMILES either"),
+        (
+            ["generate", "molecule", "--grid", "steps=4,8", "seed=1,2", "top-p=1"],
+            "expected one knob or two that differ",
+        ),
+        (["generate", "molecule", "--grid", "steps=4,4"], "expected values that differ"),
+        (["generate", "molecule", "--grid", "steps=4,many"], "got steps=many in --grid; got 'many'; expected a whole"),
+        (["generate", "molecule", "--grid", "seed=1.5"], "got seed=1.5 in --grid; expected a number"),
+        (["generate", "molecule", "--grid", "batch-size=1,2"], "expected a condition or one of prompt"),
+        (["generate", "molecule", "--grid", "stesp=1,2"], "this model takes no conditions"),
+        (["generate", "molecule", "--grid", "karras", "--grid", "power"], "expected one, and knobs as KNOB=V1,V2"),
+        (["generate", "molecule", "--grid", "strength=0.5,1"], "no file to start from"),
+        (["generate", "molecule", "--first", "-1"], "from 0 or above"),
+        (["evaluate", "molecule", "--grid", "steps=1,2"], "expected the name of a time grid"),
         (["generate", "molecule", "--format", "glb"], "written in one format alone: leave it out"),
     ],
 )
@@ -81,6 +99,29 @@ def test_a_wrong_request_names_what_would_do(
 )
 def test_a_wrong_name_lists_what_exists(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in complaint(capsys, *arguments)
+
+
+def test_what_carries_no_settings_cannot_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "plain.png")
+    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "odd.json").write_text(
+        '{"model": "molecule", "settings": {"sampler": {"name": "x", "a": [1, 2]}, '
+        '"steps": 2, "grid": "power"}, "count": 1}'
+    )
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for what, said in {
+        "plain.png": "which carries no settings",
+        "other.json": "which is no record of a run",
+        "none.png": "No such file",
+        "full": "run.json: No such file",
+        "odd.json": "which no flag can say",
+    }.items():
+        assert said in complaint(capsys, "show", tmp_path / what)
+    flags = ["--model", "molecule", "--steps", "1", "-n", "1", "--quiet", "--out", tmp_path / "run"]
+    assert main(["generate", "molecule", *map(str, flags)]) == 0
+    assert "expected a new folder" in complaint(capsys, "show", tmp_path / "run", "--rerun", "--out", tmp_path / "full")
+    assert "run/run.json" in complaint(capsys, "show", tmp_path / "run" / "molecules.csv")
 
 
 def damaged(model: Path, folder: Path) -> Path:

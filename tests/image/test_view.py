@@ -1,6 +1,5 @@
 """The files and pictures that pictures become."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffkit.samples import Samples
-from diffkit.settings import Settings
 from diffkit_image import Image as Adapter
 from diffkit_image import view
 from diffkit_image.record import Picture
@@ -36,19 +33,6 @@ def test_jpeg_is_on_white(tmp_path: Path) -> None:
         assert image.mode == "RGB" and image.format == "JPEG"
         assert np.abs(np.asarray(image)[4, 28].astype(int) - 255).max() < 4
         assert np.abs(np.asarray(image)[4, 4].astype(int) - (255, 0, 0)).max() < 6
-
-
-@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
-def test_a_file_says_how_it_came_about(format: str, tmp_path: Path) -> None:
-    settings = Settings(4, "ddim", "power", seed=11)
-    samples = Samples(Adapter(), settings, [picture(), picture()], numbers=[5, 8], drawn=9)
-    samples.save(tmp_path, format, model="image/emoji")
-    with Image.open(tmp_path / f"0001.{format}") as image:
-        said = image.text[view.KEY] if format == "png" else image.getexif()[view.DESCRIPTION]
-    origin = json.loads(said)
-    assert (origin["number"], origin["model"], origin["settings"]["seed"]) == (8, "image/emoji", 11)
-    assert origin["settings"] == json.loads((tmp_path / "run.json").read_text())["settings"]
-    assert view.KEY not in samples.records[0].image.info, "the sample itself is left as it was"
 
 
 def test_what_is_no_picture_has_no_file_and_is_counted(tmp_path: Path) -> None:
