@@ -10,11 +10,17 @@ package is found exactly as ours are.
     molecule = "diffkit_molecule:modality"
 
 The entry point names the class (or a function that makes the adapter from a recipe's options).
+
+An adapter that can run models made elsewhere has, in the module of its entry point, a function ``adopt(name, index)``.
+It is offered folders, or names on the Hub, that have a ``model_index.json`` (diffusers' format), and what that says. Of
+a kind that it knows it returns the recipe, from which `diffkit.model.Model.of` builds a model with its weights;
+otherwise None.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,13 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.condition import Condition
-from diffkit.inventory import entry_point
+from diffkit.inventory import entry_point, modality_names
 from diffkit.noise import Noise
 from diffkit.product import Product
 from diffkit.report import Metrics
 from diffkit.typing import State
 
-__all__ = ["Batch", "Dataset", "Example", "Modality", "Request", "find_modality", "in_format"]
+__all__ = ["Batch", "Dataset", "Example", "Modality", "Request", "adopted", "find_modality", "in_format"]
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,25 @@ def find_modality(name: str) -> Any:
         ValueError: for a name that is not installed, with those that are and the nearest.
     """
     return entry_point(name).load()
+
+
+def adopted(name: str, index: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe of a model that was made elsewhere, by the first installed adapter that can run it.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        index: what its ``model_index.json`` says.
+
+    Raises:
+        ValueError: if none can.
+    """
+    for modality in modality_names():
+        adopt = getattr(import_module(entry_point(modality).module), "adopt", None)
+        recipe: Mapping[str, Any] | None = adopt(name, index) if adopt else None
+        if recipe is not None:
+            return recipe
+    kind = index.get("_class_name", "no class")
+    raise ValueError(f"got {name}, a model of {kind}; expected a kind that an installed modality can run: see the docs")
 
 
 def in_format(modality: Modality, name: str) -> Modality:

@@ -64,7 +64,7 @@ class Model:
             ValueError: for a name or an option that does not exist.
         """
         fields = dict(recipe["modality"])
-        modality: Modality = find_modality(fields.pop("name"))(**fields)
+        modality: Modality = _adapter(fields.pop("name"), fields)
         network = modality.network(**recipe.get("network", {}))
         process = modality.process(**recipe.get("process", {}))
         view = recipe.get("denoiser", {})
@@ -78,8 +78,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+        """Where the network computes: where it is, unless it says otherwise (weights may wait elsewhere)."""
+        place = getattr(self.network, "device", None)
+        return place if isinstance(place, torch.device) else next(self.network.parameters()).device
 
     @property
     def origin(self) -> dict[str, str]:
@@ -125,7 +126,7 @@ class Model:
         top_p: float | None = None,
         seed: int = 0,
         first: int = 0,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         precision: str = "32",
         valid_only: bool = False,
         record: bool = False,
@@ -150,7 +151,7 @@ class Model:
             top_p: of categories, in (0, 1]: of each element the likeliest ones that make up this probability.
             seed: equal seeds and settings give equal samples.
             first: number of the first of them: a seed has as many samples as one likes.
-            batch_size: samples per network call.
+            batch_size: samples per network call; the recipe's own where None, and 256 where it has none.
             precision: "32" or "bf16".
             valid_only: draw again until ``count`` of them are valid.
             record: keep every step of every batch.
@@ -314,6 +315,14 @@ class Model:
             noise = Noise(settings.seed, layout.index[:1].cpu())
             node["negative"] = self.modality.layout(1, noise, settings.negative).to(self.device).condition
         return node
+
+
+def _adapter(name: str, fields: Mapping[str, Any]) -> Modality:
+    try:
+        adapter: Modality = find_modality(name)(**fields)
+    except TypeError as error:
+        raise ValueError(f"got options {', '.join(fields)} of modality '{name}': {error}") from None
+    return adapter
 
 
 def _request(asked: str | Mapping[str, str | float] | None) -> Request | None:

