@@ -10,11 +10,12 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint 
 .PHONY: demo test lint docs clean
 .DEFAULT_GOAL := demo
 
-## demo: molecules, chairs and a piano from the shipped models, in out/
+## demo: molecules, chairs, a piano and emoji from the shipped models, in out/
 demo: .venv/.installed
 	$(BIN)/diffkit generate molecule -n 16 --seed 7 --out out/
 	$(BIN)/diffkit generate pointcloud "office chair" -n 4 --out out/chairs/
 	$(BIN)/diffkit generate audio "bright electric piano, C4" -n 4 --out out/piano/
+	$(BIN)/diffkit generate image "smiling cat" -n 8 --out out/cats/
 
 ## test: everything but the slow tests
 test: .venv/.installed-dev

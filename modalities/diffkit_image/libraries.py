@@ -22,7 +22,7 @@ def from_diffusers(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "diffusers":
             raise
-        raise ValueError("got pictures and no diffusers; install it with `pip install 'diffkit[image]'`") from None
+        raise ValueError("got pictures and no diffusers; install it with `pip install diffusers`") from None
     except AttributeError:
         version = import_module("diffusers").__version__
         raise ValueError(f"got class '{name}', which diffusers {version} does not have; install a newer one") from None

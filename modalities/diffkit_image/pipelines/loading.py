@@ -39,7 +39,7 @@ def require_diffusers() -> None:
     if missing:
         raise ValueError(
             f"got a diffusers pipeline and no {' and '.join(missing)}; install them with "
-            "`pip install 'diffkit[image]' transformers`"
+            "`pip install 'diffkit[image]'`"
         )
 
 
