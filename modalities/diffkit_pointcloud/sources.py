@@ -66,7 +66,7 @@ def cached(name: str, full: bool = False) -> Packed:
     return packed.load(path)
 
 
-def write_sample(path: Path, count: int = 280, points: int = 1024, seed: int = 0) -> None:
+def write_sample(path: Path, count: int = 180, points: int = 1024, seed: int = 0) -> None:
     """Write a random part of the furniture of known kinds, with its authors: how this package's sample was made."""
     whole = cached("furniture")
     known = np.flatnonzero(whole.categories != "other")
