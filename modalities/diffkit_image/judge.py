@@ -12,18 +12,15 @@ Pictures are (4, 64, 64) in [-1, 1] as `diffkit_image.record` makes them, colour
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffkit.files import whole
+from diffkit import weights
 from diffkit_image.captions import words
 
 __all__ = ["SIDE", "Judge", "load", "save"]
@@ -121,11 +118,7 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 def save(judge: Judge, path: Path) -> None:
     """Write the weights in half precision, the categories and the words, to ``path``: whole or not at all."""
-    weights = {k: v.detach() for k, v in judge.state_dict().items() if not k.endswith("num_batches_tracked")}
-    halves = {k: v.half().contiguous() for k, v in weights.items()}
-    about = {"categories": json.dumps(judge.categories), "vocabulary": json.dumps(judge.vocabulary)}
-    with whole(path) as part:
-        save_file(halves, part, metadata=about)
+    weights.write(judge, path, categories=judge.categories, vocabulary=judge.vocabulary)
 
 
 def load(path: Path) -> Judge:
@@ -134,12 +127,8 @@ def load(path: Path) -> Judge:
     Raises:
         ValueError: for a file that is not a judge's.
     """
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-        weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118  (not a mapping)
-    if not {"categories", "vocabulary"} <= about.keys():
-        raise ValueError(f"got {path}, which names no categories; expected a file that `judge.save` wrote")
-    judge = Judge(json.loads(about["categories"]), json.loads(about["vocabulary"]))
+    state, about = weights.read(path, "categories", "vocabulary")
+    judge = Judge(about["categories"], about["vocabulary"])
     counters = {k: v for k, v in judge.state_dict().items() if k.endswith("num_batches_tracked")}
-    judge.load_state_dict(weights | counters)
+    judge.load_state_dict(counters | state)
     return judge.eval()

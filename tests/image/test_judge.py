@@ -91,7 +91,7 @@ def test_a_file_is_as_good_as_the_judge(tmp_path: Path) -> None:
     pixels, _, _ = pictures(4)
     assert torch.allclose(again.see(pixels), judge.see(pixels), atol=1e-2)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="names no categories"):
+    with pytest.raises(ValueError, match="does not say its categories"):
         judging.load(tmp_path / "other.safetensors")
 
 
