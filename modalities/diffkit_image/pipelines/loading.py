@@ -38,8 +38,7 @@ def require_diffusers() -> None:
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"got a diffusers pipeline and no {' and '.join(missing)}; install them with "
-            "`pip install 'diffkit[image]'`"
+            f"got a diffusers pipeline and no {' and '.join(missing)}; install them with `pip install 'diffkit[image]'`"
         )
 
 
