@@ -212,12 +212,18 @@ class Image(Modality):
         return self._whole(found, count)
 
     def _spread(self, noise: Noise, encoder: bool) -> dict[str, Tensor]:
-        """A category and one of its names for each sample: over many numbers, evenly over both (`spread`)."""
+        """A category and one of its names for each sample: over many numbers, evenly over both (`spread`).
+
+        Categories alone where some have no names.
+        """
         names = askable((category, name) for category, some in self._names.items() for name in some)
-        asked = spread(noise.index.tolist(), names)
+        whole = len(names) == len(self.categories)
+        asked = spread(noise.index.tolist(), names if whole else {name: [name] for name in self.categories})
         if not asked:
             return {}
         found = {"category": torch.tensor([float(self.categories.index(category)) for category, _ in asked])}
+        if not whole:
+            return found
         if self.vocabulary:
             read = [asking.understood(name, {}, self.vocabulary, {}, encoder=True).words for _, name in asked]
             found["words"] = torch.stack([self._bag(words) for words in read])
