@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile  # type: ignore[import-untyped]
 import torch
+from PIL import Image
 from rdkit import Chem
 
 import diffkit
@@ -34,10 +35,18 @@ def a_sound(folder: Path) -> str:
     return str(folder / "a.wav")
 
 
+def a_picture(folder: Path) -> str:
+    image = Image.new("RGBA", (80, 64), (0, 0, 0, 0))
+    image.paste((250, 200, 40, 255), (20, 12, 60, 52))
+    image.save(folder / "a.png")
+    return str(folder / "a.png")
+
+
 MADE = {
     "molecule": lambda folder: "CC(=O)Nc1ccccc1",
     "pointcloud": a_cloud,
     "audio": a_sound,
+    "image": a_picture,
 }
 
 
