@@ -1,6 +1,6 @@
 """Feature nets that are no part of diffkit, for Fréchet distances besides that of the classifier's features.
 
-`aisfx` (https://pypi.org/project/aisfx, MIT) is a network of sound effects (A. Ma and A. Lerch 2022, arXiv:2208.09096).
+`aisfx` (the package of that name, MIT) is a network of sound effects (A. Ma and A. Lerch 2022, arXiv:2208.09096).
 Its package wants other libraries for its spectrograms. They are made here as it tells Essentia to make them: 96 HTK
 bands of unit sum over the power in Hann windows of 2048 samples at 44.1 kHz, log10(1 + 10^4 x), over its training
 maximum.
