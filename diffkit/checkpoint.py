@@ -77,14 +77,15 @@ def load(name: str | Path, device: torch.device | str = "cpu", options: Mapping[
     """
     index = _index(str(name))
     if index is not None:
-        model = Model.of(_with(adopted(str(name), index), options))
+        model = Model.of(_with(adopted(str(name), index), options), str(name), options)
         model.network.to(device).eval().requires_grad_(False)
         return model
     folder = find(str(name))
     recipe = _with(_recipe(folder / RECIPE), options)
     if recipe.get("codec") is not None:
         raise ValueError(f"got {folder}, which holds a codec and draws no samples; a recipe names it under `modality`")
-    model = Model.of(recipe, next((known for known, place in shipped().items() if place == folder), str(name)))
+    known = next((known for known, place in shipped().items() if place == folder), str(name))
+    model = Model.of(recipe, known, options)
     weights = _weights(folder / WEIGHTS)
     expected = {k: tuple(v.shape) for k, v in model.network.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}

@@ -7,7 +7,7 @@ keeps. Training and generation build their parts with the same `Model.of`, so th
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Model:
         network: its weights are float32.
         denoiser: ``network`` with its process.
         name: of a shipped model, or the folder that it is from.
+        options: of the adapter, that whoever loaded it asked for and that are in the recipe.
     """
 
     recipe: Mapping[str, Any]
@@ -55,9 +56,10 @@ class Model:
     network: nn.Module
     denoiser: Denoiser
     name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any], name: str = "") -> "Model":
+    def of(cls, recipe: Mapping[str, Any], name: str = "", options: Mapping[str, Any] | None = None) -> "Model":
         """The model that a resolved recipe describes, with fresh weights.
 
         Raises:
@@ -74,7 +76,7 @@ class Model:
                 f"got time_code '{code}'; expected one of {', '.join(TIME_CODES)}{nearest(code, TIME_CODES)}"
             )
         denoiser = Denoiser(network, process, time_code=TIME_CODES[code], input_scale=view.get("input_scale"))
-        return cls(recipe, modality, network, denoiser, name)
+        return cls(recipe, modality, network, denoiser, name, options or {})
 
     @property
     def device(self) -> torch.device:
@@ -83,9 +85,10 @@ class Model:
         return place if isinstance(place, torch.device) else next(self.network.parameters()).device
 
     @property
-    def origin(self) -> dict[str, str]:
-        """Its name and that of its modality, as samples keep them."""
-        return {"modality": str(self.recipe["modality"]["name"]), "model": self.name}
+    def origin(self) -> dict[str, Any]:
+        """Its name, that of its modality, and the options that were asked for, as samples keep them."""
+        known = {"modality": str(self.recipe["modality"]["name"]), "model": self.name}
+        return known | ({"options": dict(self.options)} if self.options else {})
 
     def settings(self, **given: Any) -> Settings:
         """The recipe's ``sampling`` node, overridden by what is ``given`` and not None."""

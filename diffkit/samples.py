@@ -36,7 +36,7 @@ class Samples:
         evaluations: network evaluations, of all that were drawn.
         seconds: the wall-clock time of drawing them.
         steps: of every batch, where they were recorded.
-        origin: the names of the ``modality`` and of the ``model``.
+        origin: the names of the ``modality`` and of the ``model``, and its ``options``.
     """
 
     modality: Modality
@@ -47,7 +47,7 @@ class Samples:
     evaluations: int = 0
     seconds: float = 0.0
     steps: list[tuple[Step, ...]] = field(default_factory=list)
-    origin: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -21,7 +21,20 @@ FLOORS = (
     {"denoiser"},
     {"guidance"},
     {"grid", "jumps", "samplers", "sample", "inversion", "tune", "interop", "likelihood"},
-    {"inventory", "report", "registry", "modality", "data", "packages", "stamp", "text", "weights", "testing"},
+    {
+        "inventory",
+        "report",
+        "registry",
+        "modality",
+        "data",
+        "folders",
+        "frechet",
+        "packages",
+        "stamp",
+        "text",
+        "weights",
+    }
+    | {"testing"},
     {"settings", "samples", "model", "codec", "checkpoint", "card", "coupling", "training", "callbacks", "runs", "fit"},
     {"recipe", "cli", "__init__", "__main__"},
 )

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffkit.cli.options import node, pairs, values
@@ -30,7 +29,7 @@ def open_model(given: argparse.Namespace) -> "Model":
     name = model.recipe["modality"]["name"]
     if name != given.modality.split("/")[0]:
         raise ValueError(f"got model '{given.model}', which makes data of kind {name}; expected {given.modality}")
-    return model if model.name else replace(model, name=given.model or given.modality)
+    return model
 
 
 def _device(name: str) -> "torch.device":

@@ -151,6 +151,8 @@ def _numbers(facts: Mapping[str, Any]) -> dict[str, list[str]]:
     said = {"--model": [facts["model"]]} if facts.get("model") else {}
     runs = [[facts["number"]] * 2] if "number" in facts else facts.get("numbers") or []
     count = sum(last - first + 1 for first, last in runs)
+    if facts.get("options"):
+        said["--option"] = [f"{name}={value}" for name, value in facts["options"].items()]
     said |= {"--format": [facts["format"]]} if facts.get("format") else {}
     said["-n"] = [str(count)]
     if runs and runs[0][0]:

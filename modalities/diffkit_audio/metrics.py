@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffkit.frechet import frechet
 from diffkit.report import Metric, Metrics
 from diffkit_audio import pitch
 from diffkit_audio.classifier import SETTINGS, Classifier
@@ -34,7 +35,7 @@ from diffkit_audio.mel import log_mel
 from diffkit_audio.spread import has_pitch
 from diffkit_audio.torchaudio import functional
 
-__all__ = ["Ear", "Notes", "evaluate", "frechet", "heard", "matched", "nearest", "usable", "with_floor"]
+__all__ = ["Ear", "Notes", "evaluate", "heard", "matched", "nearest", "usable", "with_floor"]
 
 FRAMES = SETTINGS.frames(2.0)
 SAMPLES = FRAMES * SETTINGS.hop
@@ -121,22 +122,6 @@ def _mels(waves: Tensor) -> Tensor:
     """Log-mel spectrograms (B, 172, 128) of what was `heard`."""
     parts = [log_mel(part, SETTINGS) for part in waves.split(64)] if len(waves) else []
     return torch.cat([torch.zeros(0, FRAMES, SETTINGS.bands), *parts])
-
-
-def frechet(x: Tensor, y: Tensor) -> float:
-    """The Fréchet distance of features (A, F) and (B, F); NaN for fewer than two of either.
-
-    The trace of the root is the sum of the singular values of X Y^T / sqrt((A - 1) (B - 1)), X and Y being the centred
-    features: of the roots of (Σ₁ Σ₂)'s eigenvalues, without a root of a matrix.
-    """
-    if min(len(x), len(y)) < 2:
-        return math.nan
-    x, y = x.double(), y.double()
-    mean = (x.mean(0) - y.mean(0)).square().sum()
-    left, right = ((v - v.mean(0)) / math.sqrt(len(v) - 1) for v in (x, y))
-    a, b = (torch.linalg.qr(v).R if len(v) > v.shape[1] else v for v in (left, right))
-    root = torch.linalg.svdvals(a @ b.T).sum()
-    return max(float(mean + left.square().sum() + right.square().sum() - 2 * root), 0.0)
 
 
 def nearest(mels: Tensor, names: Sequence[str], train: Notes) -> Tensor:

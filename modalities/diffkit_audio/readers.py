@@ -15,9 +15,7 @@ What cannot be used is named with its reason, and the rest is used. Nothing usab
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffkit import folders
+from diffkit.folders import reasons
 from diffkit_audio.clip import Clip
 from diffkit_audio.mel import MelSettings
 from diffkit_audio.packed import SPLITS, Found
@@ -39,14 +39,11 @@ __all__ = ["SUFFIXES", "Report", "fingerprint", "read", "read_wave", "resample",
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 """Of the files that are read."""
-METADATA = ("metadata.csv", "metadata.jsonl")
 LIMIT = 1 << 30
 """The largest sound that is read, in bytes once it is decoded."""
 RATES = (1000, 1_000_000)
 PLACES = 4000
 NUMBERS = {"pitch": (0, 127), "velocity": (1, 127), "duration": (0, math.inf)}
-SHOWN = 8
-"""Files named in a report."""
 FOLDERS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test"}
 
 
@@ -61,12 +58,7 @@ class Report:
     def __str__(self) -> str:
         total = self.used + len(self.rejected)
         said = f"{self.path}: {self.used} of {total} files used"
-        return f"{said}; left out: {self.reasons()}" if self.rejected else said
-
-    def reasons(self) -> str:
-        """The first files with their reasons, and how many more there are."""
-        shown = [f"{name} {reason}" for name, reason in self.rejected[:SHOWN]]
-        return "; ".join(shown) + (f"; and {len(self.rejected) - SHOWN} more" if len(self.rejected) > SHOWN else "")
+        return f"{said}; left out: {reasons(self.rejected)}" if self.rejected else said
 
 
 def read(path: Path, settings: MelSettings, frames: int, rejected: list[tuple[str, str]]) -> Iterator[Found]:
@@ -79,7 +71,7 @@ def read(path: Path, settings: MelSettings, frames: int, rejected: list[tuple[st
         FileNotFoundError: if there is nothing there.
     """
     files = _files(path)
-    known, usable = _metadata(path, files, rejected), 0
+    known, usable = folders.metadata(files, rejected), 0
     for name, file in files.items():
         if file.suffix.lower() not in SUFFIXES:
             continue
@@ -93,31 +85,18 @@ def read(path: Path, settings: MelSettings, frames: int, rejected: list[tuple[st
         for place, part in _parts(wave, frames * settings.hop):
             yield f"{name}#{place}", "train", Clip(part, settings.rate, **label)
     if not usable:
-        found = (
-            f"none of {len(rejected)} files usable: {Report(path, 0, rejected).reasons()}"
-            if rejected
-            else "no sound in it"
-        )
+        found = f"none of {len(rejected)} files usable: {reasons(rejected)}" if rejected else "no sound in it"
         raise ValueError(f"got {path} with {found}; expected files that end in {', '.join(SUFFIXES)}")
 
 
 def fingerprint(path: Path) -> str:
     """A hash of the names, sizes and times of all files in ``path``: the same as long as they are."""
-    lines = [f"{name}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for name, file in _files(path).items()]
-    return hashlib.sha256("\n".join([str(path.resolve()), *lines]).encode()).hexdigest()
+    return folders.fingerprint(path, _files(path))
 
 
 def _files(path: Path) -> dict[str, Path]:
     """Sound and metadata, by their names below ``path``."""
-    if not path.exists():
-        raise FileNotFoundError(f"got {path}, which does not exist; expected a folder or a file of sound")
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"got {path}; expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
-        return {path.name: path}
-    every = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    wanted = (*SUFFIXES, *METADATA)
-    return {n: f for n, f in every.items() if n.lower().endswith(wanted) and not f.name.startswith(".")}
+    return folders.files(path, SUFFIXES, "sound")
 
 
 # Sound
@@ -216,43 +195,6 @@ def _number(about: Mapping[str, Any], name: str) -> float | None:
     if not low <= value <= high or math.isinf(value):
         raise ValueError(f"has {name}={str(text)[:20]} in its metadata; expected a number from {low} to {high}")
     return value
-
-
-def _metadata(root: Path, files: Mapping[str, Path], rejected: list[tuple[str, str]]) -> dict[str, Mapping[str, Any]]:
-    """Rows by the names of their files; one that names no file here is added to ``rejected``."""
-    known: dict[str, Mapping[str, Any]] = {}
-    for name, file in files.items():
-        if file.name.lower() not in METADATA:
-            continue
-        for row in _rows(name, file, rejected):
-            said = str(row.get("file_name") or "").replace("\\", "/")
-            at = PurePosixPath(name).parent / said
-            if not said:
-                rejected.append((name, "has a row without file_name"))
-            elif at.as_posix() not in files:
-                rejected.append((at.as_posix(), f"is not there, though {name} names it"))
-            else:
-                known[at.as_posix()] = row
-    return known
-
-
-def _rows(name: str, file: Path, rejected: list[tuple[str, str]]) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        if file.suffix.lower() == ".csv":
-            try:
-                yield from csv.DictReader(line.replace("\0", "") for line in lines)
-            except csv.Error as error:
-                rejected.append((name, f"cannot be read to its end ({error})"))
-            return
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line or "{}") if line.strip() else None
-            except ValueError:
-                row = ()
-            if isinstance(row, dict):
-                yield row
-            elif row is not None:
-                rejected.append((name, f"has no JSON object in line {number}"))
 
 
 def splits(names: Sequence[str]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffkit.files import whole
 from diffkit.packages import cache_folder
 
-__all__ = ["Eye", "cached", "frechet", "kernel"]
+__all__ = ["Eye", "cached", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,6 @@ def cached(name: str, eye: Eye, pixels: Tensor) -> Tensor:
         with whole(path) as part, part.open("wb") as file:
             np.save(file, features)
     return torch.from_numpy(np.load(path, allow_pickle=False))
-
-
-def frechet(x: Tensor, y: Tensor) -> float:
-    """The Fréchet distance of features (A, F) and (B, F); NaN for fewer than two of either.
-
-    The trace of the root is the sum of the singular values of X Y^T / sqrt((A - 1) (B - 1)), X and Y being the centred
-    features: of the roots of (Σ₁ Σ₂)'s eigenvalues, without a root of a matrix.
-    """
-    if min(len(x), len(y)) < 2:
-        return math.nan
-    x, y = x.double(), y.double()
-    mean = (x.mean(0) - y.mean(0)).square().sum()
-    left, right = ((v - v.mean(0)) / math.sqrt(len(v) - 1) for v in (x, y))
-    a, b = (torch.linalg.qr(v).R if len(v) > v.shape[1] else v for v in (left, right))
-    root = torch.linalg.svdvals(a @ b.T).sum()
-    return max(float(mean + left.square().sum() + right.square().sum() - 2 * root), 0.0)
 
 
 def kernel(x: Tensor, y: Tensor) -> tuple[float, float]:

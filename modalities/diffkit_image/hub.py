@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from diffkit.folders import reasons
 from diffkit_image import readers
 from diffkit_image.packed import Found
 from diffkit_image.readers import FOLDERS, Report, Shape
@@ -56,7 +57,7 @@ def read(name: str, shape: Shape, limit: int, report: Report) -> Iterator[Found]
             split = hashed if group == "train" and hashed not in parts else group
             yield Found(where, split, shape.fit(image), *columns.said(row))
     if not report.used:
-        raise ValueError(f"got the set {name} without a usable picture ({readers.reasons(report.rejected) or 'empty'})")
+        raise ValueError(f"got the set {name} without a usable picture ({reasons(report.rejected) or 'empty'})")
 
 
 def identity(name: str) -> str:

@@ -35,10 +35,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffkit.data import collate
+from diffkit.frechet import frechet
 from diffkit.modality import Modality
 from diffkit.report import Metric, Metrics
 from diffkit_image import judge as judging
-from diffkit_image.distances import Eye, cached, frechet, kernel
+from diffkit_image.distances import Eye, cached, kernel
 from diffkit_image.eyes import installed
 from diffkit_image.judge import Judge
 from diffkit_image.real import Real, matched, nearest, seen, twins, usable

@@ -14,10 +14,8 @@ What cannot be used is named with its reason, and the rest is used. Nothing usab
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffkit import folders
+from diffkit.folders import reasons
 from diffkit_image import buckets
 from diffkit_image.packed import Found
 
@@ -35,11 +35,8 @@ __all__ = ["SUFFIXES", "Report", "Shape", "decode", "fingerprint", "read", "spli
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Of the files that are read."""
-METADATA = ("metadata.csv", "metadata.jsonl")
 SHORTEST, RATIO = 8, 4
 """Pixels of a picture's shorter side at least; its longer side to the shorter one at most."""
-SHOWN = 8
-"""Files named in a report."""
 FOLDERS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test"}
 _GREY = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 
@@ -72,12 +69,6 @@ class Report:
         return f"{said}; used, but: {reasons(self.changed)}" if self.changed else said
 
 
-def reasons(found: Sequence[tuple[str, str]]) -> str:
-    """The first names with their reasons, and how many more there are."""
-    shown = [f"{name} {reason}" for name, reason in found[:SHOWN]]
-    return "; ".join(shown) + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
-
-
 def read(path: Path, shape: Shape, report: Report) -> Iterator[Found]:
     """The pictures in ``path`` by the names of their files; what is to be said of them is added to ``report``.
 
@@ -87,7 +78,7 @@ def read(path: Path, shape: Shape, report: Report) -> Iterator[Found]:
     """
     files = _files(path)
     pictures = [name for name, file in files.items() if file.suffix.lower() in SUFFIXES]
-    known, groups = _metadata(files, report), dict(zip(pictures, splits(pictures), strict=True))
+    known, groups = folders.metadata(files, report.rejected), dict(zip(pictures, splits(pictures), strict=True))
     for name in pictures:
         try:
             image, note = decode(files[name])
@@ -106,21 +97,12 @@ def read(path: Path, shape: Shape, report: Report) -> Iterator[Found]:
 
 def fingerprint(path: Path) -> str:
     """A hash of the names, sizes and times of all files in ``path``: the same as long as they are."""
-    lines = [f"{name}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for name, file in _files(path).items()]
-    return hashlib.sha256("\n".join([str(path.resolve()), *lines]).encode()).hexdigest()
+    return folders.fingerprint(path, _files(path))
 
 
 def _files(path: Path) -> dict[str, Path]:
     """Pictures, texts and metadata, by their names below ``path``."""
-    if not path.exists():
-        raise FileNotFoundError(f"got {path}, which does not exist; expected a folder or a file of pictures")
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"got {path}; expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
-        return {path.name: path}
-    every = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    wanted = (*SUFFIXES, *METADATA, ".txt")
-    return {n: f for n, f in every.items() if n.lower().endswith(wanted) and not f.name.startswith(".")}
+    return folders.files(path, SUFFIXES, "pictures", beside=[".txt"])
 
 
 # Pixels
@@ -209,43 +191,6 @@ def _described(name: str, about: Mapping[str, Any], files: Mapping[str, Path]) -
 
 def _line(file: Path) -> str:
     return " ".join(file.read_text(encoding="utf-8-sig", errors="replace").split())
-
-
-def _metadata(files: Mapping[str, Path], report: Report) -> dict[str, Mapping[str, Any]]:
-    """Rows by the names of their files; one that names no file here is left out."""
-    known: dict[str, Mapping[str, Any]] = {}
-    for name, file in files.items():
-        if file.name.lower() not in METADATA:
-            continue
-        for row in _rows(name, file, report):
-            said = str(row.get("file_name") or "").replace("\\", "/")
-            at = (PurePosixPath(name).parent / said).as_posix()
-            if not said:
-                report.rejected.append((name, "has a row without file_name"))
-            elif at not in files:
-                report.rejected.append((at, f"is not there, though {name} names it"))
-            else:
-                known[at] = row
-    return known
-
-
-def _rows(name: str, file: Path, report: Report) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        if file.suffix.lower() == ".csv":
-            try:
-                yield from csv.DictReader(line.replace("\0", "") for line in lines)
-            except csv.Error as error:
-                report.rejected.append((name, f"cannot be read to its end ({error})"))
-            return
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError:
-                row = ()
-            if isinstance(row, dict):
-                yield row
-            elif row is not None:
-                report.rejected.append((name, f"has no JSON object in line {number}"))
 
 
 def splits(names: Sequence[str]) -> list[str]:

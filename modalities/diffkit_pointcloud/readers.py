@@ -33,6 +33,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
+from diffkit.folders import reasons
 from diffkit_pointcloud.catalogue import bucket_of
 from diffkit_pointcloud.cloud import Cloud, normalise, rows
 from diffkit_pointcloud.meshes import MESHES, load_mesh, sample_surface
@@ -44,8 +45,6 @@ LIMIT = 1 << 30
 """The largest file that is read, in bytes: a mesh takes some ten times as much in memory."""
 KEPT = 16384
 """The most points that are kept of a shape."""
-SHOWN = 8
-"""Files named in a report."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,7 @@ class Report:
 
     def __str__(self) -> str:
         used = f"{self.path}: {self.total - len(self.rejected)} of {self.total} files used"
-        return f"{used}; left out: {self.reasons()}" if self.rejected else used
-
-    def reasons(self) -> str:
-        """The first files with their reasons, and how many more there are."""
-        shown = [f"{name} {reason}" for name, reason in self.rejected[:SHOWN]]
-        return "; ".join(shown) + (f"; and {len(self.rejected) - SHOWN} more" if len(self.rejected) > SHOWN else "")
+        return f"{used}; left out: {reasons(self.rejected)}" if self.rejected else used
 
 
 def read(path: Path, normals: bool = False, colours: bool = False) -> tuple[Packed, Report]:
@@ -83,7 +77,9 @@ def read(path: Path, normals: bool = False, colours: bool = False) -> tuple[Pack
         clouds.append(cloud)
     report = Report(path, len(clouds) + len(rejected), rejected)
     if not clouds:
-        found = f"none of {report.total} files usable: {report.reasons()}" if report.total else "no shapes in it"
+        found = (
+            f"none of {report.total} files usable: {reasons(report.rejected)}" if report.total else "no shapes in it"
+        )
         raise ValueError(f"got {path} with {found}; expected files that end in {', '.join(SUFFIXES)}")
     return pack(clouds, names, _splits(names), None, normals, colours), report
 

@@ -22,6 +22,7 @@ RUNS = {
     "asked": ["--condition", "dipole=2", "--guidance", "2", "--guider", "apg", "--interval", "0.1", "0.9"],
     "against": ["--guidance", "1.5", "--negative", "dipole=0", "--precision", "bf16", "--schedule", "cosine"],
     "later ones": ["--first", "3"],
+    "options": ["--option", "hydrogens=False"],
     "a sheet": ["--grid", "power:power=3", "steps=2,3", "dipole=1,2"],
 }
 
@@ -40,6 +41,7 @@ def test_the_line_that_is_shown_draws_the_same(
     assert main(["generate", "molecule", "--model", str(conditional), "-n", "3", *said, "--out", str(first)]) == 0
     word, *rest = shown(capsys, first)
     assert word == "diffkit"
+    assert "--option" not in said or rest[rest.index("--option") + 1] == "hydrogens=False"
     assert main([*rest, "--out", str(second)]) == 0
     for a in first.rglob("*"):
         b = second / a.relative_to(first)

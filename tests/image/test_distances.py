@@ -9,27 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffkit_image.distances import Eye, cached, frechet, kernel
-
-
-def normals(mean: list[float], deviations: list[float], turn: Tensor) -> Tensor:
-    """Features whose sample mean and covariance are exactly turn diag(deviations²) turn^T."""
-    corners = torch.tensor(list(product([-1.0, 1.0], repeat=len(mean))), dtype=torch.float64)
-    scale = math.sqrt((len(corners) - 1) / len(corners))
-    return (corners * scale * torch.tensor(deviations)) @ turn.T + torch.tensor(mean)
-
-
-def test_frechet_of_known_normals() -> None:
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
-    x, y = normals([0, 1, 2], [1, 2, 0.5], turn), normals([0, 1, 5], [3, 2, 0], turn)
-    assert frechet(x, y) == pytest.approx(9 + 4 + 0 + 0.25)
-    assert frechet(x, x) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_of_fewer_pictures_than_features() -> None:
-    x, y = torch.tensor([[0.0, 0, 0], [2, 0, 0]]), torch.tensor([[0.0, 0, 0], [0, 2, 0]])
-    assert frechet(x, y) == pytest.approx(2 + 2 + 2)  # means (1, 0) and (0, 1); variances 2 each, along other axes
-    assert math.isnan(frechet(x[:1], y))
+from diffkit_image.distances import Eye, cached, kernel
 
 
 def cubic(a: Tensor, b: Tensor) -> float:
