@@ -90,6 +90,7 @@ class Loaders(L.LightningDataModule):
         self.train, self.valid, self.options = train, valid, options
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the training split, from the step that the run stands at."""
         assert self.trainer is not None
         parts = self.trainer.accumulate_grad_batches
         batches = StepSampler(

@@ -134,6 +134,7 @@ class Learner(L.LightningModule):
             self.log_dict(logged, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with weight decay of matrices alone, and the schedule of its rate."""
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for parameter, decays in zip(self.parameters(), self._decays, strict=True):
             groups[decays].append(parameter)
@@ -162,6 +163,7 @@ class Learner(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """As Lightning clips, and over all shards where the weights are sharded."""
         sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
         if sharded is not None and gradient_clip_val:
             sharded(gradient_clip_val)  # FSDP's: the norm is over the shards of all ranks

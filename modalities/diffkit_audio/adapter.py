@@ -80,6 +80,7 @@ class Audio(Modality):
         return list(self.statistics.get("instruments", []))
 
     def dataset(self, split: str, **options: Any) -> data.ClipDataset:
+        """Clips; options are those of `diffkit_audio.data.load`."""
         return data.load(
             split=split,
             conditions=tuple(self.conditions),

@@ -82,6 +82,7 @@ class Image(Modality):
         return dict(zip(self.categories, [*known, *[[]] * (len(self.categories) - len(known))], strict=True))
 
     def dataset(self, split: str, **options: Any) -> Dataset:
+        """Pictures; options are those of `diffkit_image.data.load`."""
         found: Dataset = _part("data").load(
             split=split,
             conditions=tuple(self.conditions),
@@ -95,6 +96,7 @@ class Image(Modality):
     # ------------------------------------------------------------------------------------------- records
 
     def encode(self, record: Picture) -> Example:
+        """A picture as standardised latents; what is no whole place of them is cut off around its middle."""
         pixels, factor = to_tensor(record.image), self._coder("cpu").factor
         tall, wide = (side // factor * factor for side in pixels.shape[1:])
         if not tall or not wide:
@@ -153,6 +155,7 @@ class Image(Modality):
         return Picture(buckets.fitted(image, buckets.nearest(image.height, image.width, known)))
 
     def decode(self, x: State, mask: State) -> list[Any]:
+        """Pictures, each in its own size; None where a pixel is not a number."""
         latents = x["latent"].float()
         mean, scale = self._moments(latents)
         real, coder = mask["latent"], self._coder(str(latents.device))

@@ -80,6 +80,7 @@ class _Columns:
 
     @staticmethod
     def of(name: str, features: Mapping[str, Any] | None) -> _Columns:
+        """The columns of a set, by what the library says that they hold. A ValueError if there are no pictures."""
         known = dict(features or {})
         kinds = {column: type(feature).__name__ for column, feature in known.items()}
         picture = next((column for column, kind in kinds.items() if kind == "Image"), None)

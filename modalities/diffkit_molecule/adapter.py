@@ -65,6 +65,7 @@ class Molecule(Modality):
         return Vocabulary(tuple(self.vocabulary or self.statistics["vocabulary"]))
 
     def dataset(self, split: str, **options: Any) -> data.MoleculeDataset:
+        """Molecules; options are those of `diffkit_molecule.data.load`."""
         return data.load(
             split=split,
             vocabulary=tuple(self.vocabulary) or None,
@@ -97,6 +98,7 @@ class Molecule(Modality):
         return graph_to_mol(x["atoms"][:n].tolist(), rows, self.types, positions)
 
     def layout(self, count: int, noise: Noise, request: Request) -> Batch:
+        """Sizes as often as in the training data; properties by name."""
         if request.prompt is not None:
             raise ValueError(
                 f"got the prompt {request.prompt!r}; molecules take property values: --condition NAME=VALUE"

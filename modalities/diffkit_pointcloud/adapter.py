@@ -111,6 +111,7 @@ class PointCloud(Modality):
         return [replace(r, category=name, caption=name) for r, name in zip(records, names, strict=True)]
 
     def layout(self, count: int, noise: Noise, request: Request) -> Batch:
+        """As many points as are asked for, of a category, around a part that is given."""
         values = dict(request.values)
         known = "given" in values and "given" in self.conditions
         part = normalise(self._part(values.pop("given"))) if known else None

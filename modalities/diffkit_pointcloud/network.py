@@ -206,6 +206,7 @@ class Block(nn.Module):
     def forward(
         self, x_BNP: Tensor, z_BLD: Tensor, point_X: Tensor, latent_X: Tensor, real: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        """Points are read into the latents, those are mixed, and written back to each point."""
         h_BNP = self.point_norm1(x_BNP)
         z_BLD = z_BLD + self.read(self.latent_norm1(z_BLD), h_BNP, real)
         for layer in self.layers:

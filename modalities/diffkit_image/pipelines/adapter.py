@@ -163,6 +163,7 @@ class Pipeline(Modality):
         return Example({LEAF: ((latent - shift) / scale)[0]})
 
     def decode(self, x: State, mask: State) -> list[Any]:
+        """Pictures by the pipeline's own autoencoder; None where a pixel is not a number."""
         vae, latents = self.pipe.vae, x[LEAF].float()
         shift, scale = self._moments(latents)
         dtype = torch.float32 if vae.config.get("force_upcast") and vae.dtype is torch.float16 else vae.dtype

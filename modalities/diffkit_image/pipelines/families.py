@@ -156,6 +156,7 @@ class StableDiffusion3(Family):
         return {"text": text, "pooled": pooled}
 
     def ask(self, pipe: Any, x: Tensor, code: Tensor, values: Values) -> Tensor:
+        """The velocity, by the sentence encodings and the pooled ones."""
         said: Tensor = pipe.transformer(
             hidden_states=x,
             timestep=code,
@@ -190,6 +191,7 @@ class Flux(Family):
         return self.said(pipe, "") | (usual if pipe.transformer.config.guidance_embeds else {})
 
     def ask(self, pipe: Any, x: Tensor, code: Tensor, values: Values) -> Tensor:
+        """The velocity; latents are given in patches of 2x2, with their places."""
         height, width = (side // 2 for side in x.shape[-2:])
         said: Tensor = pipe.transformer(
             hidden_states=rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2),
