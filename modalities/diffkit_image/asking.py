@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from diffkit.naming import nearest
 from diffkit_image import prompts
+from diffkit_image.captions import spelled
 
 __all__ = ["not_understood", "require_known", "size", "understood"]
 
@@ -93,7 +94,7 @@ def not_understood(prompt: str, vocabulary: Sequence[str], names: Mapping[str, S
 def _category(said: str, names: Mapping[str, Sequence[str]]) -> str:
     """The name of a category, whatever its case and punctuation."""
     for name in names:
-        if prompts.spelled(name) == prompts.spelled(said):
+        if spelled(name) == spelled(said):
             return name
     listed = ", ".join(list(names)[:3]) or "(there are none)"
     raise ValueError(

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["TONES", "kind", "spoken", "words", "write"]
+__all__ = ["TONES", "kind", "spelled", "spoken", "words", "write"]
 
 TONES = {
     "1F3FB": "light",
@@ -81,9 +81,13 @@ def write(names: Sequence[str], category: str = "", tones: Sequence[str] = ()) -
 
 def words(text: str) -> tuple[str, ...]:
     """Its distinct words in the form that vocabularies have, without accents, plurals and words that say nothing."""
+    return tuple(dict.fromkeys(_singular(word) for word in spelled(text) if word not in _SILENT))
+
+
+def spelled(text: str) -> list[str]:
+    """The words and numbers of a text, in lower case and without accents."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
-    found = _TOKENS.findall(plain.replace("’", "").replace("'", ""))
-    return tuple(dict.fromkeys(_singular(word) for word in found if word not in _SILENT))
+    return _TOKENS.findall(plain.replace("'", "").replace("\u2019", ""))
 
 
 def _singular(word: str) -> str:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Asked", "category_of", "read", "spelled", "stem"]
+from diffkit_image.captions import spelled
+
+__all__ = ["Asked", "category_of", "read", "stem"]
 
 LONGEST = 2000
 """Characters of a prompt that are read."""
@@ -65,12 +66,6 @@ def read(prompt: str, vocabulary: Sequence[str], names: Mapping[str, Sequence[st
     nearest = {word: next(iter(difflib.get_close_matches(word, vocabulary, 1, 0.7)), "") for word in unknown}
     verbatim = next((name for name in names if name.lower() == prompt.strip().lower()), None)
     return Asked(words, verbatim or category_of(words if vocabulary else said, names, unknown), nearest)
-
-
-def spelled(text: str) -> list[str]:
-    """The words and numbers of a text, in lower case and without accents."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
-    return re.findall(r"[^\W_]+", plain.replace("'", "").replace("\u2019", ""))
 
 
 def stem(word: str) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from diffkit_image import prompts
+from diffkit_image.captions import spelled
 
 VOCABULARY = ["blue", "box", "cat", "cherry", "circle", "closed", "eye", "face", "kite", "smiling", "sun", "wave", "5"]
 NAMES = {
@@ -66,7 +67,7 @@ def test_the_category_is_that_of_the_name_that_fits_best_or_open(prompt, categor
 
 
 def test_every_name_finds_its_own_category():
-    vocabulary = sorted({word for some in NAMES.values() for name in some for word in prompts.spelled(name)})
+    vocabulary = sorted({word for some in NAMES.values() for name in some for word in spelled(name)})
     for category, some in NAMES.items():
         assert [asked(name, vocabulary).category for name in some] == [category] * len(some)
 
