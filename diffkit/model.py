@@ -311,6 +311,9 @@ class Model:
             raise ValueError(
                 f"got guider '{node['name']}', which has no scale; expected one such as cfg, apg or zero_star"
             )
+        for option, setting in {"scale": "guidance", "interval": "interval", "negative": "negative"}.items():
+            if option in node:
+                raise ValueError(f"got {option} as an option of guider '{node['name']}'; expected it as --{setting}")
         node |= {"scale": settings.guidance, "interval": settings.interval}
         if settings.negative is not None:
             if "negative" not in known:

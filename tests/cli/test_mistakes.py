@@ -54,6 +54,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["generate", "molecule", "--schedule", "ve"], "expected one whose alpha falls to (almost) 0"),
         (["generate", "molecule", "--schedule", "cosin"], "did you mean 'cosine'?"),
         (["generate", "molecule", "--guider", "cgf", "--guidance", "2"], "did you mean 'cfg'?"),
+        (["generate", "molecule", "--guider", "cfg:scale=3", "--guidance", "2"], "expected it as --guidance"),
         (["generate", "molecule", "--guider", "top_p", "--guidance", "2"], "which has no scale"),
         (["generate", "molecule", "--guider", "skip_layers:layers=nope", "--guidance", "2"], "got the layer 'nope'"),
         (["generate", "molecule", "--top-p", "0"], "got"),
