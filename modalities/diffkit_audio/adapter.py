@@ -32,7 +32,7 @@ from diffkit.typing import State
 from diffkit_audio import asking, classifier, data, ears, metrics, readers, view, vocoder
 from diffkit_audio.captions import note_name
 from diffkit_audio.clip import Clip
-from diffkit_audio.mel import MelSettings, griffin_lim, log_mel, match
+from diffkit_audio.mel import MelSettings, griffin_lim, log_mel, lower_silence, match, raise_silence
 from diffkit_audio.network import PATCH, SCALARS, Spectrogram
 from diffkit_audio.spread import playable, spread
 from diffkit_audio.torchaudio import functional
@@ -52,6 +52,7 @@ class Audio(Modality):
             extra).
         seconds: of each sample, unless ``--condition seconds=S`` asks for another length.
         mel: what of the spectrogram's settings differs from `MelSettings`.
+        gap: in natural logarithms, by which silence is lowered for the model; see `diffkit_audio.mel.lower_silence`.
         encoder: of texts, as `diffkit.text` names it.
         encoder_width: of its vectors.
         format: of the files that are written: wav, of 16-bit samples, or float, of 32-bit ones.
@@ -61,6 +62,7 @@ class Audio(Modality):
     conditions: Sequence[str] = ("instrument", "pitch", "velocity", "duration", "text")
     seconds: float = 2.0
     mel: Mapping[str, Any] = field(default_factory=dict)
+    gap: float = 0.0
     encoder: str = text.MINILM
     encoder_width: int = text.WIDTH
     format: str = "wav"
@@ -87,6 +89,7 @@ class Audio(Modality):
             mel=self.settings,
             encoder=self.encoder,
             statistics=self.statistics or None,
+            gap=self.gap,
             **options,
         )
 
@@ -95,7 +98,8 @@ class Audio(Modality):
     def encode(self, record: Clip) -> Example:
         settings = self.settings
         wave = functional.resample(torch.from_numpy(record.wave), record.rate, settings.rate)
-        mel = (log_mel(wave, settings) - self.statistics["mean"]) / self.statistics["scale"]
+        mel = lower_silence(log_mel(wave, settings), settings, self.gap)
+        mel = (mel - self.statistics["mean"]) / self.statistics["scale"]
         return Example({"mel": mel}, {"mel": torch.ones(len(mel), 1, dtype=torch.bool)}, self._known(record))
 
     def read(self, source: str, request: Request) -> Clip:
@@ -133,8 +137,9 @@ class Audio(Modality):
         return vector
 
     def decode(self, x: State, mask: State) -> list[Any]:
-        mels = x["mel"].float() * self.statistics["scale"] + self.statistics["mean"]
         real, settings = mask["mel"].squeeze(-1), self.settings
+        mels = x["mel"].float() * self.statistics["scale"] + self.statistics["mean"]
+        mels = raise_silence(mels, settings, self.gap)
         sound = _vocoder(settings, mels.device)
         waves = [sound(mel[r].unsqueeze(0)).squeeze(0).cpu().numpy() for mel, r in zip(mels, real, strict=True)]
         return [Clip(np.ascontiguousarray(wave, np.float32), settings.rate) for wave in waves]

@@ -31,7 +31,7 @@ from diffkit.modality import Batch, Example
 from diffkit.naming import require_known
 from diffkit_audio import captions
 from diffkit_audio.clip import Clip
-from diffkit_audio.mel import MelSettings
+from diffkit_audio.mel import MelSettings, lower_silence
 from diffkit_audio.packed import SPLITS, STEPS, Packed
 from diffkit_audio.readers import Report
 from diffkit_audio.sources import SOURCES, cached, own, sample
@@ -59,6 +59,7 @@ class ClipDataset:
         training: whether lengths and captions are drawn at random.
         waveforms: whether examples are waves.
         encoder: of captions.
+        gap: below the floor, where silence stands; see `diffkit_audio.mel.lower_silence`.
     """
 
     packed: Packed
@@ -68,6 +69,7 @@ class ClipDataset:
     training: bool = False
     waveforms: bool = False
     encoder: str = "minilm"
+    gap: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,6 +98,7 @@ class ClipDataset:
         rng = np.random.default_rng(int(torch.randint(2**62, ()))) if self.training else None
         mel = torch.from_numpy(self.packed.mel[rows].astype(np.float32))
         real = (torch.arange(mel.shape[1]) < torch.from_numpy(self._lengths(rows, rng)).unsqueeze(1)).unsqueeze(-1)
+        mel = lower_silence(mel, self.packed.settings, self.gap)
         mel = torch.where(real, (mel - self.statistics["mean"]) / self.statistics["scale"], 0)
         return Batch({"mel": mel}, {"mel": real}, self._condition(rows, rng), index)
 
@@ -174,6 +177,7 @@ def load(
     mel: MelSettings | None = None,
     encoder: str = "minilm",
     statistics: Mapping[str, Any] | None = None,
+    gap: float = 0.0,
 ) -> ClipDataset:
     """The clips of one split.
 
@@ -187,6 +191,7 @@ def load(
         mel: how sound becomes a spectrogram.
         encoder: of captions, as `diffkit.text` names it.
         statistics: of a model, whose scale and instruments are to be kept; by default they are measured.
+        gap: in natural logarithms, by which silence is lowered; see `diffkit_audio.mel.lower_silence`.
 
     Raises:
         ValueError: for names that do not exist, or a file without clips.
@@ -206,6 +211,7 @@ def load(
         split == "train",
         waveforms,
         encoder,
+        gap,
     )
 
 

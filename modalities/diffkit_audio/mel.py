@@ -11,6 +11,7 @@ the wave is reflected at its ends.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from diffkit_audio.torchaudio import functional, transforms
 
-__all__ = ["MelSettings", "griffin_lim", "log_mel", "match"]
+__all__ = ["MelSettings", "griffin_lim", "log_mel", "lower_silence", "match", "raise_silence"]
 
+SILENT = 1e-3
+"""What is so little above the floor is at it, as half precision has it."""
 MOST = 2.0
 """The logarithm of the largest gain, and of the smallest, that one correction gives a band."""
 
@@ -72,6 +75,21 @@ def log_mel(wave: Tensor, settings: MelSettings) -> Tensor:
     spectrum = torch.stft(flat, settings.n_fft, settings.hop, window=window, center=True, return_complex=True).abs()
     frames = spectrum[..., : wave.shape[-1] // settings.hop].mT @ filters(settings).to(wave)
     return frames.clamp(min=settings.floor).log().reshape(*wave.shape[:-1], *frames.shape[1:])
+
+
+def lower_silence(mel: Tensor, settings: MelSettings, gap: float) -> Tensor:
+    """``mel`` with what is at the floor put ``gap`` below it, so that no model takes what is nearly silent for silence.
+
+    Most of a spectrogram of notes is exactly at the floor, and sound that fades away comes as near to it as one likes:
+    without a gap, what a model draws there is a hiss.
+    """
+    return torch.where(mel <= math.log(settings.floor) + SILENT, mel - gap, mel) if gap else mel
+
+
+def raise_silence(mel: Tensor, settings: MelSettings, gap: float) -> Tensor:
+    """What `lower_silence` was given, where ``mel`` is within half a gap of what it gave."""
+    floor = math.log(settings.floor)
+    return torch.where(mel < floor - gap / 2, floor, mel.clamp(min=floor)) if gap else mel
 
 
 @cache

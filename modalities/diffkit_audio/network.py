@@ -1,5 +1,7 @@
 """A transformer over time: a token is a patch of four frames of a spectrogram, with all of their bands.
 
+Behind it, a small U-Net sees every number again (`diffkit_audio.refiner`).
+
 The condition is a vector: time, instrument, pitch, velocity, duration and text are each embedded, added up and mixed by
 a perceptron, as deep as the spectrum of an instrument at a pitch asks for: it runs once a clip and costs little. It
 modulates every block (`diffkit.nn.transformer`) and is added to every token. Tokens are told when they are, in waves of
@@ -9,6 +11,7 @@ Shape suffixes:
     B: batch    T: frames    M: bands    L: patches    D: width    C: condition width    X: a modulation
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,13 +22,14 @@ from torch.nn import functional as F
 from diffkit.nn.embeddings import FourierFeatures, ScalarEmbedding, TimeEmbedding
 from diffkit.nn.transformer import Block, Mixer, rotary
 from diffkit.typing import Masks, NetworkTime, State, expand, leaf_time, masked
+from diffkit_audio.refiner import CELL, Refiner
 
 if TYPE_CHECKING:
     from diffkit.condition import Condition
 
 __all__ = ["PATCH", "Spectrogram"]
 
-PATCH = 4
+PATCH = CELL
 """Frames of a patch."""
 SCALARS = {"pitch": (65.0, 17.0), "velocity": (80.0, 32.0), "duration": (0.75, 0.5)}
 """About the mean and the deviation of what is asked for, by which it is standardised."""
@@ -44,6 +48,7 @@ class Spectrogram(nn.Module):
         hidden: width within the blocks' MLPs.
         layers: blocks.
         mixers: residual layers that mix the condition.
+        refine: channels of the finer and of the coarser convolutions that follow; empty for none.
 
     Raises:
         ValueError: for a width that is not a multiple of 32.
@@ -61,6 +66,7 @@ class Spectrogram(nn.Module):
         hidden: int = 640,
         layers: int = 6,
         mixers: int = 2,
+        refine: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.time = TimeEmbedding(condition)
@@ -78,6 +84,7 @@ class Spectrogram(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, PATCH * bands)
         self.skip = nn.Linear(2 * condition, 1)
+        self.refine = Refiner(bands, width, 2 * condition, *refine) if refine else None
         for layer in (self.modulation, self.out, self.skip):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -105,10 +112,14 @@ class Spectrogram(nn.Module):
         real = None if real_BT1 is None else reduce(_whole(real_BT1), "b (l p) 1 -> b 1 1 l", "max", p=PATCH)
         for block in self.blocks:
             x_BLD = block(x_BLD, modulation_X, turn, real)
-        said = rearrange(self.out(self.norm(x_BLD)).float(), "b l (p m) -> b (l p) m", p=PATCH)
-        gain = self.skip(c_BLC).float()
-        gain = gain if gain.shape[1] == 1 else gain.repeat_interleave(PATCH, 1)[:, : frames.shape[1]]
-        return {"mel": masked(said[:, : frames.shape[1]] + gain * frames, real_BT1)}
+        x_BLD, count = self.norm(x_BLD), frames.shape[1]
+        said = rearrange(self.out(x_BLD).float(), "b l (p m) -> b (l p) m", p=PATCH)[:, :count]
+        gain = _frames(self.skip(c_BLC).float(), count)
+        if self.refine is not None:
+            there = torch.ones_like(frames[..., :1]) if real_BT1 is None else real_BT1.to(frames.dtype)
+            more, share = self.refine(_whole(frames), _whole(said * there), x_BLD, c_BLC, _whole(there))
+            said, gain = said + more[:, :count], gain + share[:, :count]
+        return {"mel": masked(said + gain * frames, real_BT1)}
 
     def _condition(self, frames: Tensor, real_BT1: Tensor | None, t: Tensor, condition: "Condition") -> Tensor:
         """(B, L, C), or with 1 in place of L where all patches share it."""
@@ -143,6 +154,11 @@ class Spectrogram(nn.Module):
         present = condition.present["text"].unsqueeze(-1)
         given: Tensor = text(masked(condition.values["text"].float(), present))
         return torch.where(present, given, no_text.to(given.dtype))
+
+
+def _frames(x_BLD: Tensor, count: int) -> Tensor:
+    """Of each patch to its frames; what all patches share stays as it is."""
+    return x_BLD if x_BLD.shape[1] == 1 else x_BLD.repeat_interleave(PATCH, 1)[:, :count]
 
 
 def _whole(x_BT: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The adapter: what can be asked for, and a model from end to end."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffkit.noise import Noise
 from diffkit_audio import Audio
 from diffkit_audio.clip import Clip
 from diffkit_audio.instruments import INSTRUMENTS
+from diffkit_audio.mel import MelSettings, lower_silence, raise_silence
 
 STATISTICS = {"mean": -8.0, "scale": 1.25, "instruments": list(INSTRUMENTS)}
 CONDITIONS = ("instrument", "pitch", "velocity", "duration")
@@ -185,6 +188,25 @@ def test_a_record_becomes_its_spectrogram_and_what_is_known_of_it():
     assert example.condition["instrument"] == INSTRUMENTS.index("Flute") and example.condition["pitch"] == 69
     assert example.condition["velocity"].isnan() and example.condition["duration"] == 0.5
     assert adapter().encode(tone(instrument="Dog")).condition["instrument"].isnan()
+
+
+def test_silence_stands_apart_from_what_is_nearly_silent():
+    wave = np.concatenate([tone(11025).wave, np.zeros(11025, np.float32)])
+    plain, apart = (adapter(gap=gap).encode(Clip(wave, 22050)).x["mel"] for gap in (0.0, 1.0))
+    floor = math.log(MelSettings().floor)
+    silent = plain * 1.25 - 8.0 <= floor + 1e-3
+    assert 0.1 < silent.float().mean() < 0.9
+    assert torch.equal(apart[~silent], plain[~silent])
+    assert (apart[silent] * 1.25 - 8.0 - floor + 1.0).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("error", [-0.45, 0.0, 0.45])
+def test_silence_is_silent_whatever_a_model_is_off_by_up_to_half_a_gap(error):
+    settings, floor = MelSettings(), math.log(MelSettings().floor)
+    mel = torch.tensor([floor, floor + 0.5, floor + 0.01, 0.0])
+    again = raise_silence(lower_silence(mel, settings, 1.0) + error, settings, 1.0)
+    assert again[0] == floor and torch.allclose(again[1:], (mel[1:] + error).clamp(min=floor))
+    assert torch.equal(raise_silence(mel, settings, 0.0), mel)
 
 
 def test_a_record_of_another_rate_is_resampled():

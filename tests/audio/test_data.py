@@ -12,6 +12,7 @@ import torch
 from diffkit import packages
 from diffkit.data import collate
 from diffkit_audio import packed as packing
+from diffkit_audio.adapter import Audio
 from diffkit_audio.clip import Clip
 from diffkit_audio.data import CONDITIONS, ClipDataset, load, measure
 from diffkit_audio.mel import MelSettings, log_mel
@@ -132,6 +133,13 @@ def test_a_batch_is_its_examples(split):
         assert torch.equal(batch.condition.values[name], examples.condition.values[name])
         assert torch.equal(batch.condition.present[name], examples.condition.present[name])
     assert torch.equal(batch.index, examples.index)
+
+
+def test_examples_are_what_the_adapter_makes_of_their_clips():
+    data = dataset("valid", gap=1.0)
+    adapter = Audio(conditions=CONDITIONS[:4], statistics=data.statistics, gap=1.0)
+    got, made = data[0].x["mel"], adapter.encode(data.records(0)).x["mel"]
+    assert got.shape == made[: len(got)].shape and (got - made[: len(got)]).abs().median() < 1e-3
 
 
 def test_what_is_not_known_is_not_present():

@@ -8,6 +8,7 @@ from diffkit_audio.network import PATCH, Spectrogram
 
 SMALL = {"bands": 6, "width": 32, "condition": 16, "hidden": 48, "layers": 2}
 ALL = {"instruments": 3, "scalars": ("pitch", "velocity", "duration"), "text": 8}
+refined = pytest.mark.parametrize("refine", [(), (8, 12)], ids=["patches", "refined"])
 GIVEN = {
     "instrument": torch.tensor([0.0, 2.0]),
     "pitch": torch.tensor([60.0, 61.0]),
@@ -34,14 +35,16 @@ def said(module, x, t=None, condition=None, mask=None):
     return module({"mel": x}, time, condition or Condition(), {} if mask is None else {"mel": mask})["mel"]
 
 
-def test_at_first_it_says_nothing():
-    assert not said(Spectrogram(**SMALL).requires_grad_(False), frames()).any()
+@refined
+def test_at_first_it_says_nothing(refine):
+    assert not said(Spectrogram(**SMALL, refine=refine).requires_grad_(False), frames()).any()
 
 
+@refined
 @pytest.mark.parametrize("count", [24, 23, 21, 3])
-def test_padding_changes_nothing(count):
+def test_padding_changes_nothing(count, refine):
     """Patches that are padded in part are read as if the clip ended there."""
-    module, x = network(), frames(count)
+    module, x = network(refine=refine), frames(count)
     more = torch.cat([x, torch.full((2, 7, 6), torch.nan)], 1)
     real = torch.cat([torch.ones(2, count, 1), torch.zeros(2, 7, 1)], 1).bool()
     got, alone = said(module, more, mask=real), said(module, x)
@@ -60,8 +63,9 @@ def test_it_hears_the_whole_clip_and_where_in_it_a_frame_is():
     assert torch.pdist(places.flatten(1)).min() > 1e-3
 
 
-def test_a_time_per_frame_that_is_the_same_everywhere_is_a_time_per_sample():
-    module, x = network(), frames(22)
+@refined
+def test_a_time_per_frame_that_is_the_same_everywhere_is_a_time_per_sample(refine):
+    module, x = network(refine=refine), frames(22)
     whole = said(module, x, torch.tensor([0.3, 0.6]))
     each = torch.tensor([0.3, 0.6]).reshape(2, 1, 1).repeat(1, 22, 1)
     assert torch.allclose(whole[:, :20], said(module, x, each)[:, :20], atol=1e-5)
@@ -69,6 +73,14 @@ def test_a_time_per_frame_that_is_the_same_everywhere_is_a_time_per_sample():
     assert torch.allclose(said(module, x, torch.tensor(0.3))[0], whole[0], atol=1e-5)
     each[:, :5] = 0
     assert not torch.allclose(said(module, x, each), whole, atol=1e-3)
+
+
+def test_every_number_is_refined_by_those_around_it_and_has_a_gain_of_its_own():
+    module, x = network(refine=(8, 12)), frames()
+    patches = network()
+    patches.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith("refine.")})
+    more = said(module, x) - said(patches, x)
+    assert (more.diff(dim=1).abs() > 1e-4).all() and (more.diff(dim=2).abs() > 1e-4).all()
 
 
 def test_conditions_that_are_not_given_count_as_absent_whatever_they_hold():
