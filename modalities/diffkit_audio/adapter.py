@@ -70,6 +70,10 @@ class Audio(Modality):
 
     def __post_init__(self) -> None:
         view.require_format(self.format)
+        if self.gap < 0:
+            raise ValueError(
+                f"got gap={self.gap}; expected 0, for none, or how far below the floor silence is to stand"
+            )
 
     @property
     def settings(self) -> MelSettings:

@@ -51,7 +51,7 @@ class Spectrogram(nn.Module):
         refine: channels of the finer and of the coarser convolutions that follow; empty for none.
 
     Raises:
-        ValueError: for a width that is not a multiple of 32.
+        ValueError: for a width that is not a multiple of 32, or another number of ``refine`` than none or two.
     """
 
     def __init__(
@@ -69,6 +69,10 @@ class Spectrogram(nn.Module):
         refine: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if len(refine) not in (0, 2):
+            raise ValueError(
+                f"got refine={list(refine)}; expected [FINE, COARSE], two numbers of channels, or [] for none"
+            )
         self.time = TimeEmbedding(condition)
         self.instrument = nn.Embedding(instruments + 1, condition) if instruments else None
         self.scalars = nn.ModuleDict({name: ScalarEmbedding(condition, 64) for name in scalars})

@@ -209,6 +209,11 @@ def test_silence_is_silent_whatever_a_model_is_off_by_up_to_half_a_gap(error):
     assert torch.equal(raise_silence(mel, settings, 0.0), mel)
 
 
+def test_a_gap_is_downwards():
+    with pytest.raises(ValueError, match=r"got gap=-1\.0; expected 0"):
+        adapter(gap=-1.0)
+
+
 def test_a_record_of_another_rate_is_resampled():
     slow, fast = (adapter().encode(tone(rate // 2, rate)).x["mel"] for rate in (22050, 44100))
     assert slow.shape == fast.shape and (slow - fast)[2:-4, :100].abs().median() < 0.1

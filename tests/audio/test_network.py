@@ -119,3 +119,9 @@ def test_a_condition_that_it_does_not_know_is_refused(name):
 def test_widths_are_multiples_of_a_heads():
     with pytest.raises(ValueError, match="multiple of 32"):
         Spectrogram(**{**SMALL, "width": 40})
+
+
+@pytest.mark.parametrize("refine", [(8,), (8, 12, 16)])
+def test_the_refiner_has_two_widths(refine):
+    with pytest.raises(ValueError, match=r"expected \[FINE, COARSE\]"):
+        Spectrogram(**SMALL, refine=refine)
